@@ -1,0 +1,179 @@
+"""The model card, rendered from the result and nothing else."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from coin_hf.report import table
+
+PAPER = "https://arxiv.org/abs/2409.01420"
+FIGURE = "nda.png"
+"""The figure's file name in a coded repository."""
+
+
+def model_card(result: dict[str, Any], repo_id: str) -> ModelCard:
+    """Render the card of a coded model.
+
+    Args:
+        result: The content of `result.json`.
+        repo_id: The Hub id by which its code blocks load it.
+
+    Returns:
+        The card: metadata and text.
+    """
+    data = ModelCardData(
+        base_model=[e["model"] for e in result["experts"] if _on_hub(e["model"])] or None,
+        base_model_relation="merge",
+        library_name=result["library"],
+        pipeline_tag="image-classification",
+        tags=["merge", "coin", "erasure-coding", "coin-hf"],
+        datasets=_unique(d["path"] for d in result["datasets"].values() if _on_hub(d["path"]))
+        or None,
+        license=_common_license(result),
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=_eval_results(result) or None,
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(result, repo_id)}")
+
+
+def _unique(values: Any) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _on_hub(path: str) -> bool:
+    """Say whether a recorded path is a Hub id: folders are recorded with a leading dot or slash."""
+    return not path.startswith((".", "/", "~")) and path.count("/") <= 1
+
+
+def _common_license(result: dict[str, Any]) -> str | None:
+    licenses = {expert["license"] for expert in result["experts"]}
+    return licenses.pop() if len(licenses) == 1 else None
+
+
+def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
+    datasets = {expert["name"]: expert["dataset"] for expert in result["experts"]}
+    found = []
+    for erasure in result["erasures"]:
+        key = datasets[erasure["missing"]]
+        dataset = result["datasets"][key]
+        nda = erasure["scores"][result["coder"]]["nda"]
+        if nda is None:
+            continue
+        found.append(
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset["path"] if _on_hub(dataset["path"]) else key,
+                dataset_name=key,
+                dataset_config=dataset.get("config"),
+                dataset_split=result["evaluation"]["split"],
+                dataset_revision=dataset["revision"],
+                metric_type="nda",
+                metric_name=f"NDA with '{erasure['missing']}' missing",
+                metric_value=round(nda, 2),
+            )
+        )
+    return found
+
+
+def _text(result: dict[str, Any], repo_id: str) -> str:
+    names = [expert["name"] for expert in result["experts"]]
+    betas = ", ".join(
+        f"{beta:g} ({name})" for beta, name in zip(result["betas"], names, strict=True)
+    )
+    samples = result["samples"]
+    experts = "\n".join(
+        f"| {e['name']} | {_link(e['model'])} | `{e['revision']}` | {e['dataset']} |"
+        for e in result["experts"]
+    )
+    run = result["run"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    held = (
+        f", {samples['held_out']:.0%} of them held out to choose λ" if samples["held_out"] else ""
+    )
+    return f"""# {repo_id.rpartition("/")[2]}
+
+A **coded model**: one more network, made without training from {len(names)} fine-tuned `{result["architecture"]}`
+networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
+down, its answer is computed from this model's answer and the others' — erasure-coded inference, by Fisher
+averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier like any merged model.
+
+## How it was made
+| | |
+|---|---|
+| coder | `{result["coder"]}` |
+| β | {betas} |
+| λ | {result["lam"]:g} ({_chosen(result)}) |
+| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
+
+| expert | repository | revision | dataset |
+|---|---|---|---|
+{experts}
+
+## How well it answers for a missing expert
+NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
+`{result["evaluation"]["split"]}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
+distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
+average (100 by construction); *no coded model* takes the other experts' answer as it is.
+
+{table(result, "markdown")}
+
+![Normalized decoding accuracy by missing expert and method]({FIGURE})
+
+Run on {run["device"]}, {run["processes"]} process(es); {versions}. All numbers are rendered from `result.json`.
+
+## How to use it
+{_usage(result, repo_id)}
+
+## Limits
+The decoded answer is approximate: read the table, not only its best row. The experts' own limits and licences
+apply to what is made of them.
+"""
+
+
+def _link(model: str) -> str:
+    return (
+        f"[{model}](https://huggingface.co/{model})" if _on_hub(model) else f"`{model}` (a folder)"
+    )
+
+
+def _chosen(result: dict[str, Any]) -> str:
+    choice = result["lam_choice"]
+    if choice is None:
+        return "given in the recipe"
+    values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])
+    by = "NDA" if choice["by"] == "nda" else choice["by"]
+    return f"best {by} among {values} on {choice['samples']} samples, no test data"
+
+
+def _points(result: dict[str, Any]) -> str:
+    return ", ".join(f"{e['points']} images for {e['missing']}" for e in result["erasures"])
+
+
+def _usage(result: dict[str, Any], repo_id: str) -> str:
+    blocks = []
+    if result["library"] == "timm":
+        blocks.append(f"""With timm:
+```python
+import timm
+
+model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+```""")
+    blocks.append(f'''With transformers:
+```python
+from PIL import Image
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="{repo_id}")
+classify(Image.new("RGB", (64, 64)))  # your image
+```''')
+    missing = result["experts"][-1]["name"]
+    blocks.append(f'''Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
+```python
+from coin_hf import CodedEnsemble
+from PIL import Image
+
+ensemble = CodedEnsemble.from_pretrained("{repo_id}", experts=True)
+x = ensemble.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)  # your image
+logits = ensemble(x, missing=[{len(result["experts"]) - 1}])  # one tensor for each expert, the missing one decoded
+```''')
+    return "\n\n".join(blocks)

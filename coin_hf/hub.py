@@ -1,0 +1,173 @@
+"""Hub or folder: pin a revision, fetch the files, turn the Hub's errors into sentences."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import errors as hub_errors
+
+from coin_hf.errors import InputError
+
+RepoType = Literal["model", "dataset"]
+
+
+def local_folder(path: str) -> Path | None:
+    """Return the folder that `path` names, or None if it is a Hub id.
+
+    Args:
+        path: A folder, or a Hub id such as `timm/resnet50.a1_in1k`.
+
+    Returns:
+        The existing folder, or None.
+
+    Raises:
+        InputError: If `path` can only be a folder and there is none, or is a file.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise InputError(f"{path} is a file: give the folder that holds it")
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
+        raise InputError(f"there is no folder {path!r}: give an existing folder or a Hub id")
+    return None
+
+
+def folder_revision(folder: Path) -> str:
+    """Return `sha256:` and a hash over the names and contents of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in Path(name).parts):
+            continue  # a lock or a download's bookkeeping, not content
+        with file.open("rb") as stream:
+            content = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                content.update(block)
+        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
+    """Return the exact revision of a repository or folder.
+
+    Args:
+        path: A folder or a Hub id.
+        revision: Branch, tag, commit, or `sha256:...` of a folder; None for the newest.
+        repo_type: What kind of repository it is.
+
+    Returns:
+        The commit's 40 hexadecimal digits, or `sha256:...` of the folder's content.
+
+    Raises:
+        InputError: If it cannot be found, or a folder no longer has the revision asked for.
+    """
+    folder = local_folder(path)
+    if folder is not None:
+        found = folder_revision(folder)
+        if revision not in (None, found):
+            raise InputError(
+                f"the folder {path} has changed: expected revision {revision}, found {found}; "
+                "restore its files, or leave out `revision` to take it as it is"
+            )
+        return found
+    with sentences(path, revision, repo_type):
+        if constants.HF_HUB_OFFLINE:
+            cached = snapshot_download(
+                path, repo_type=repo_type, revision=revision, local_files_only=True
+            )
+            return Path(cached).name
+        sha = HfApi().repo_info(path, revision=revision, repo_type=repo_type).sha
+    assert sha is not None  # the server always sends it for a single repository
+    return sha
+
+
+def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
+    """Return a folder with the files of a model repository.
+
+    Args:
+        path: A folder or a Hub id.
+        revision: The pinned revision, from `pin`.
+        allow_patterns: Which files to download; a folder is returned as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If it cannot be found or downloaded.
+    """
+    folder = local_folder(path)
+    if folder is not None:
+        return folder
+    with sentences(path, revision, "model"):
+        return Path(snapshot_download(path, revision=revision, allow_patterns=allow_patterns))
+
+
+@contextmanager
+def sentences(path: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
+    """Turn the errors of the Hub's client into one sentence with the way out.
+
+    Args:
+        path: The Hub id being read or written.
+        revision: The revision asked for.
+        repo_type: What kind of repository it is.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: In place of the client's own errors.
+    """
+    what = f"{repo_type} '{path}'"
+    try:
+        yield
+    except hub_errors.HFValidationError as error:
+        raise InputError(
+            f"'{path}' is neither an existing folder nor a Hub id of the form name/repository"
+        ) from error
+    except hub_errors.GatedRepoError as error:
+        raise InputError(
+            f"the {what} is gated: accept its terms on its Hub page and log in with `hf auth login`"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"the {what} has no revision '{revision}': give an existing branch, tag or commit"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"there is no {what} on the Hub, nor a folder of that name: check the spelling, or "
+            "log in with `hf auth login` if it is private"
+        ) from error
+    except (hub_errors.OfflineModeIsEnabled, hub_errors.LocalEntryNotFoundError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub is out of reach"
+        at = f" at revision '{revision}'" if revision else ""
+        raise InputError(
+            f"the {what}{at} is not in the local cache and {reason}: "
+            "download it once with a network, or give a folder"
+        ) from error
+    except hub_errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise InputError(
+                f"the Hub refused access to the {what} ({status}): log in with `hf auth login`, "
+                f"with a token that may write if you push ({error.server_message or 'no details'})"
+            ) from error
+        raise InputError(
+            f"the Hub answered {status} for the {what}: "
+            f"{error.server_message or error.response.reason_phrase}; try again later"
+        ) from error
+    except hub_errors.LocalTokenNotFoundError as error:
+        raise InputError(f"no token for the {what}: log in with `hf auth login`") from error
+    except Exception as error:
+        # The client lets its HTTP library's own connection errors through, and that library has
+        # changed between its releases; only their names stayed.
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if names & {"TransportError", "ConnectionError", "TimeoutException"}:
+            raise InputError(
+                f"cannot reach the Hub for the {what} ({type(error).__name__}): check the network, "
+                "or set HF_HUB_OFFLINE=1 to work from the local cache"
+            ) from error
+        raise

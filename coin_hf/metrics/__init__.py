@@ -1,0 +1,1 @@
+"""Metrics of decoded answers, each an `evaluate` module in its own folder."""

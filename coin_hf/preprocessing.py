@@ -1,0 +1,83 @@
+"""What turns an image into an expert's input tensor, and how two of them are told apart."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+
+from coin_hf.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """An expert's own preprocessing, as its repository declares it."""
+
+    settings: dict[str, Any]
+    """Size, mean, standard deviation, interpolation, crop: equal settings mean equal tensors."""
+    channels: int
+    """Channels of the network's input: 3, or 1 for grayscale networks."""
+    _transform: Callable[[Image], Tensor]
+    processor: Any = None
+    """The transformers image processor, to be saved with a network; None for timm, whose
+    config.json holds the settings."""
+
+    def __call__(self, image: Image) -> Tensor:
+        """Return the network's input for one image.
+
+        Args:
+            image: A PIL image of any mode; grayscale becomes RGB where the network wants 3
+                channels, and colour becomes grayscale where it wants 1.
+
+        Returns:
+            A float tensor of shape (C, H, W).
+        """
+        return self._transform(image.convert("RGB" if self.channels == 3 else "L"))
+
+
+def timm_preprocessing(pretrained_cfg: dict[str, Any], channels: int) -> Preprocessing:
+    """Return the evaluation preprocessing of a timm network.
+
+    Args:
+        pretrained_cfg: The network's `pretrained_cfg`.
+        channels: Channels of its input.
+
+    Returns:
+        timm's own transform for these settings.
+    """
+    settings = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
+    transform = create_transform(**settings, is_training=False)
+    return Preprocessing(settings, channels, transform)
+
+
+def transformers_preprocessing(folder: Path, name: str, channels: int) -> Preprocessing:
+    """Return the preprocessing of a transformers network.
+
+    Args:
+        folder: Folder with `preprocessor_config.json`.
+        name: The expert's name, for messages.
+        channels: Channels of its input.
+
+    Returns:
+        The folder's image processor.
+
+    Raises:
+        InputError: If the folder holds no image processor.
+    """
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"expert '{name}' has no image processor: its repository needs a "
+            "preprocessor_config.json, written by `AutoImageProcessor.save_pretrained`"
+        ) from error
+
+    def transform(image: Image) -> Tensor:
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    return Preprocessing(processor.to_dict(), channels, transform, processor)

@@ -1,0 +1,331 @@
+"""The recipe: a YAML file, validated, frozen, with every default filled in."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coin_hf.betas import check_betas
+from coin_hf.errors import InputError
+
+Library = Literal["auto", "timm", "transformers"]
+
+
+class _Block(BaseModel):
+    """A part of the recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ExpertBlock(_Block):
+    """One expert: where its weights lie and which dataset it was made for."""
+
+    model: str
+    """Hub id, or path of a folder with `config.json` and `model.safetensors`."""
+    dataset: str
+    """Name of its dataset among `datasets`: its samples are drawn and its NDA is measured there."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
+    name: str | None = None
+    """Short name in tables and cards; by default the last part of `model`."""
+    library: Library = "auto"
+    """Which library builds the network; `auto` reads it from `config.json`."""
+
+    @property
+    def label(self) -> str:
+        """The name by which tables and messages call this expert."""
+        return self.name or Path(self.model).name
+
+
+class DatasetBlock(_Block):
+    """Images with labels, from the Hub or a folder."""
+
+    path: str
+    """Hub id, folder of parquet or image files, or folder written by `save_to_disk`."""
+    config: str | None = None
+    """Configuration of a Hub dataset that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub dataset, or `sha256:...` of a folder; pinned when run."""
+    split: str = "train"
+    """Split from which samples are drawn."""
+    image: str | None = None
+    """Image column; by default the one column of type `Image`."""
+    label: str | None = None
+    """Label column; by default the one column of type `ClassLabel`."""
+    labels: tuple[int | str, ...] | None = None
+    """Keep only rows with these labels (numbers or class names); by default all."""
+    streaming: bool = False
+    """Read rows as they come instead of downloading the split first."""
+
+
+class SamplesBlock(_Block):
+    """The P unlabeled inputs on which Fishers are taken and lambda is chosen."""
+
+    per_expert: Annotated[int, Field(ge=1)] = 100
+    """P', the number of samples from each expert's dataset: P = P' * number of experts."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw."""
+    held_out: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
+
+
+class EvaluationBlock(_Block):
+    """Where NDA is measured; never looked at for a choice."""
+
+    split: str = "test"
+    """Split of each expert's dataset."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images in one forward pass."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """At most this many images of each dataset, drawn with the samples' seed; by default all."""
+
+
+class HubBlock(_Block):
+    """Where `encode --push` puts the coded model."""
+
+    repo: str
+    """Hub id of the coded model."""
+    private: bool = False
+    """Create the repository private."""
+    revision: str | None = None
+    """Branch to push to; by default the main one."""
+    create_pr: bool = False
+    """Open a pull request instead of committing."""
+    commit_message: str = "Add coded model"
+    """First line of the commit."""
+
+
+class Recipe(_Block):
+    """Everything that decides a coded model.
+
+    Read one with `from_yaml`. A recipe is data: it opens no file and asks no server.
+    """
+
+    experts: tuple[ExpertBlock, ...] = Field(min_length=2)
+    """The experts, in order; at least two."""
+    datasets: dict[str, DatasetBlock] = Field(min_length=1)
+    """The datasets of the experts, by a name of your choice."""
+    betas: tuple[float, ...] | None = Field(default=None, validate_default=True)
+    """Coding weights, one for each expert, positive, summing to 1; by default all equal."""
+    coder: Literal["coin"] = "coin"
+    """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420."""
+    lam: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """Penalty lambda; `auto` picks among 1e-5 ... 1 on the samples."""
+    samples: SamplesBlock = SamplesBlock()
+    """The unlabeled inputs."""
+    evaluation: EvaluationBlock = EvaluationBlock()
+    """Where NDA is measured."""
+    output: str | None = None
+    """Folder for the coded model; must not exist or be empty."""
+    hub: HubBlock | None = None
+    """Where `encode --push` puts it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _equal_betas(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("betas") is None:
+            experts = data.get("experts")
+            if isinstance(experts, Sequence) and not isinstance(experts, str) and experts:
+                return {**data, "betas": [1 / len(experts)] * len(experts)}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        check_betas(self.coding_weights, len(self.experts))
+        names = [expert.label for expert in self.experts]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"two experts are named '{name}': give each its own `name` under `experts`"
+                )
+        for expert in self.experts:
+            if expert.dataset not in self.datasets:
+                raise ValueError(
+                    f"expert '{expert.label}' names the dataset '{expert.dataset}'"
+                    f"{_did_you_mean(expert.dataset, self.datasets)}, but `datasets` holds "
+                    f"{', '.join(self.datasets)}"
+                )
+        for key, dataset in self.datasets.items():
+            if dataset.split == self.evaluation.split:
+                raise ValueError(
+                    f"dataset '{key}' draws its samples from the split '{dataset.split}' on which "
+                    "NDA is measured: choose another `split`, or another `evaluation.split`"
+                )
+        return self
+
+    @property
+    def coding_weights(self) -> tuple[float, ...]:
+        """The betas, shape (N,)."""
+        return self.betas or (1 / len(self.experts),) * len(self.experts)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+        """Read a recipe file.
+
+        Args:
+            path: The YAML file.
+            overrides: `key.path=value` strings applied to it; a number in the path picks a list's
+                item (`experts.0.revision=main`) and the value is read as YAML.
+
+        Returns:
+            The recipe, defaults filled in.
+
+        Raises:
+            InputError: If the file cannot be read, is not YAML, or is not a valid recipe.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file"
+            ) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(data, dict):
+            raise InputError(f"{path} holds no recipe: expected keys such as `experts: [...]`")
+        for override in overrides:
+            _apply(data, override)
+        return cls.from_dict(data, source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "recipe") -> "Recipe":
+        """Validate a recipe held as plain data.
+
+        Args:
+            data: The recipe's keys.
+            source: What error messages call it.
+
+        Returns:
+            The recipe, defaults filled in.
+
+        Raises:
+            InputError: If a key is unknown, missing or has a bad value; all are listed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(f"{source}: {'; '.join(_sentences(error, data))}") from error
+
+    def override(self, overrides: Sequence[str]) -> "Recipe":
+        """Return the recipe with `key.path=value` changes, validated again.
+
+        Args:
+            overrides: As for `from_yaml`.
+
+        Returns:
+            The changed recipe.
+
+        Raises:
+            InputError: If a change is not of that form, or the recipe is no longer valid.
+        """
+        data = self.dump()
+        for override in overrides:
+            _apply(data, override)
+        return Recipe.from_dict(data)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the recipe as plain data, defaults included, absent values left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in nested plain data."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"override '{override}' is not of the form key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override '{override}': '{text}' is not a YAML value") from error
+    *parents, last = path.split(".")
+    node: Any = data
+    for part in parents:
+        if isinstance(node, dict) and node.get(part) is None:
+            node[part] = {}
+        node = _item(node, part, override)
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise InputError(f"override '{override}': '{parents[-1]}' holds a value, not keys")
+
+
+def _item(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        if not part.isdecimal() or int(part) >= len(node):
+            raise InputError(
+                f"override '{override}': '{part}' is not a position in a list of {len(node)} "
+                f"(0 to {len(node) - 1})"
+            )
+        return node[int(part)]
+    if isinstance(node, dict):
+        return node[part]
+    raise InputError(f"override '{override}': '{part}' lies below a value, not below keys")
+
+
+def _sentences(error: ValidationError, data: Any) -> Iterator[str]:
+    """Turn pydantic's findings into sentences that name the key and the way out."""
+    findings = error.errors()
+    inner = {finding["loc"][:1] for finding in findings if len(finding["loc"]) > 1}
+    seen: set[str] = set()
+    for finding in findings:
+        loc, kind, got = finding["loc"], finding["type"], finding["input"]
+        if kind == "extra_forbidden":
+            place = _place((*loc[:-1],), data, last=str(loc[-1]))
+            known = _keys_beside(loc)
+            hint = _did_you_mean(str(loc[-1]), known) or f"; valid keys are {', '.join(known)}"
+            yield f"unknown key '{place}'{hint}"
+            continue
+        if kind == "missing":
+            yield f"the key '{_place(loc[:-1], data, last=str(loc[-1]))}' is missing"
+            continue
+        if kind == "value_error":
+            yield str(finding["ctx"]["error"])
+            continue
+        place = _place(loc, data)
+        # A value that fits no member of a union is reported once for each member, and a list
+        # counts as too short when one of its items is wrong.
+        if place in seen or (kind == "too_short" and loc in inner):
+            continue
+        seen.add(place)
+        expected = finding["msg"].removeprefix("Input should be ").replace("valid tuple", "list")
+        if kind == "too_short":
+            expected = f"at least {finding['ctx']['min_length']}"
+        choices = " or 'auto'" if place == "lam" else ""
+        yield f"'{place}': expected {expected}{choices}, got {got!r}"
+
+
+def _place(loc: tuple[int | str, ...], data: Any, last: str | None = None) -> str:
+    """The path of a finding in the user's own keys, without pydantic's union tags."""
+    parts: list[str] = []
+    node = data
+    for part in loc:
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        parts.append(str(part))
+    return ".".join(parts if last is None else [*parts, last])
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The valid keys of the block in which an unknown key stands."""
+    blocks: dict[str, type[_Block]] = {
+        "experts": ExpertBlock,
+        "datasets": DatasetBlock,
+        "samples": SamplesBlock,
+        "evaluation": EvaluationBlock,
+        "hub": HubBlock,
+    }
+    block = blocks[str(loc[0])] if len(loc) > 1 else Recipe
+    return list(block.model_fields)

@@ -1,0 +1,151 @@
+"""What a run leaves behind: the contents of `coin.json` and `result.json`, as plain data."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from coin_hf.evaluation import Erasure
+from coin_hf.experts import Expert
+from coin_hf.hub import local_folder
+from coin_hf.recipe import Recipe
+from coin_hf.samples import Samples
+from coin_hf.selection import Choice
+
+FORMAT = 1
+"""Version of coin.json and result.json; a reader refuses one it does not know."""
+
+LIBRARIES = (
+    "coin-hf",
+    "torch",
+    "timm",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+)
+"""Packages whose versions are recorded."""
+
+
+def coin_record(
+    recipe: Recipe, experts: Sequence[Expert], samples: Samples, lam: float
+) -> dict[str, Any]:
+    """Build the content of `coin.json`: what decoding and repeating the run need.
+
+    Args:
+        recipe: The recipe, revisions pinned.
+        experts: The experts, in order.
+        samples: The samples, all of them.
+        lam: The penalty used.
+
+    Returns:
+        Plain data; folders are absolute paths.
+    """
+    said = recipe.dump()
+    for expert, entry in zip(experts, said["experts"], strict=True):
+        entry |= {"model": _place(entry["model"]), "library": expert.library}
+    for dataset in said["datasets"].values():
+        dataset["path"] = _place(dataset["path"])
+    drawn = {expert.name: list(rows) for expert, rows in zip(experts, samples.rows, strict=True)}
+    return {
+        "format": FORMAT,
+        "library": experts[0].library,
+        "coder": recipe.coder,
+        "betas": list(recipe.coding_weights),
+        "lam": lam,
+        "experts": said["experts"],
+        "datasets": said["datasets"],
+        "samples": {**said["samples"], "rows": drawn},
+        "evaluation": said["evaluation"],
+        "versions": environment(),
+    }
+
+
+def recipe_of(coin: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a `coin.json` records, lambda and revisions as they were used.
+
+    Args:
+        coin: The content of `coin.json`, folders as absolute paths.
+
+    Returns:
+        The recipe, without output and hub.
+
+    Raises:
+        InputError: If the record is not a valid recipe.
+    """
+    keys = ("coder", "betas", "lam", "experts", "datasets", "evaluation")
+    samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
+    return Recipe.from_dict(
+        {**{key: coin[key] for key in keys}, "samples": samples}, source="coin.json"
+    )
+
+
+def result_record(
+    coin: Mapping[str, Any],
+    experts: Sequence[Expert],
+    choice: Choice | None,
+    erasures: Sequence[Erasure],
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Build the content of `result.json`: every number of a run, and what it was measured on.
+
+    Args:
+        coin: The content of `coin.json`.
+        experts: The experts, in order.
+        choice: How lambda was chosen, if it was.
+        erasures: The measurements.
+        run: Device, number of processes, seconds of each step.
+
+    Returns:
+        Plain data; folders are absolute paths.
+    """
+    samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
+    return {
+        **{key: coin[key] for key in ("format", "library", "coder", "betas", "lam")},
+        "architecture": _architecture(experts[0]),
+        "num_classes": experts[0].num_classes,
+        "lam_choice": None if choice is None else choice.dump(),
+        "experts": [
+            {**entry, "license": expert.license}
+            for entry, expert in zip(coin["experts"], experts, strict=True)
+        ],
+        "datasets": coin["datasets"],
+        "samples": {**samples, "count": sum(len(r) for r in coin["samples"]["rows"].values())},
+        "evaluation": coin["evaluation"],
+        **measured(erasures),
+        "run": {**run, "versions": environment()},
+    }
+
+
+def measured(erasures: Sequence[Erasure]) -> dict[str, Any]:
+    """Return measurements as plain data, with each method's NDA averaged over the erasures.
+
+    Args:
+        erasures: One entry for each missing expert.
+
+    Returns:
+        `erasures` (a list) and `mean_nda` (percent by method; None where an expert was never
+        right).
+    """
+    means: dict[str, float | None] = {}
+    for method in erasures[0].scores:
+        ndas = [erasure.scores[method].nda for erasure in erasures]
+        known = [one for one in ndas if one is not None]
+        means[method] = sum(known) / len(known) if len(known) == len(ndas) else None
+    return {"erasures": [erasure.dump() for erasure in erasures], "mean_nda": means}
+
+
+def environment() -> dict[str, str]:
+    """Return the versions a result depends on, by package."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def _place(path: str) -> str:
+    folder = local_folder(path)
+    return path if folder is None else str(folder.absolute())
+
+
+def _architecture(expert: Expert) -> str:
+    name = expert.architecture.get("architecture") or expert.architecture.get("model_type")
+    return str(name)

@@ -1,0 +1,92 @@
+"""Choose a coder's one number on the samples: by NDA where they have labels, else by agreement."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coin_hf.erasure import ErasureCode
+from coin_hf.evaluation import coding_errors, decode_missing, score
+from coin_hf.samples import Samples
+
+LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""What `lam: auto` chooses from, the decades of arXiv:2409.01420."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, by which measure, and what every candidate scored."""
+
+    value: float
+    by: str
+    """`nda` or `agreement`, on the samples, averaged over the missing expert."""
+    samples: int
+    """How many samples decided."""
+    scores: tuple[dict[str, float], ...]
+    """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"by": self.by, "samples": self.samples, "scores": list(self.scores)}
+
+
+def choose(
+    candidates: Sequence[float],
+    coded_logits: Callable[[float], Tensor],
+    expert_logits: Sequence[Tensor],
+    samples: Samples,
+    code: ErasureCode,
+) -> Choice:
+    """Try each candidate on the samples and keep the best.
+
+    Each expert is taken as missing on the samples drawn from its own data, as in evaluation; the
+    measures are averaged over the experts. Equal ones are told apart by the smaller coding loss,
+    then by order.
+
+    Args:
+        candidates: The values to try, at least one.
+        coded_logits: Gives the coded model's logits (P, K) on the samples for a value; called
+            once for each, one forward pass.
+        expert_logits: Logits of the N experts on the samples, each (P, K), computed once.
+        samples: The samples, or the part held out for this.
+        code: The erasure code.
+
+    Returns:
+        The choice.
+    """
+    scores = [
+        _score(value, coded_logits(value), expert_logits, samples, code) for value in candidates
+    ]
+    by = "nda" if all("nda" in entry for entry in scores) else "agreement"
+    best = max(scores, key=lambda entry: (entry[by], -entry["coding_loss"]))
+    return Choice(best["value"], by, len(samples), tuple(scores))
+
+
+def _score(
+    value: float,
+    coded: Tensor,
+    experts: Sequence[Tensor],
+    samples: Samples,
+    code: ErasureCode,
+) -> dict[str, float]:
+    found = []
+    for i in range(len(experts)):
+        mine = samples.sources == i
+        logits = [expert[mine] for expert in experts]
+        decoded = decode_missing(i, logits, {"coded": coded[mine]}, code)["coded"]
+        labels = None if samples.labels is None else samples.labels[mine]
+        errors = coding_errors(logits, coded[mine], code)
+        found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
+    entry = {"value": value}
+    ndas = [each.nda for each in found]
+    if all(one is not None for one in ndas):
+        entry["nda"] = torch.tensor(ndas, dtype=torch.float64).mean().item()
+    for measure in ("agreement", "coding_loss"):
+        entry[measure] = (
+            torch.tensor([getattr(each, measure) for each in found], dtype=torch.float64)
+            .mean()
+            .item()
+        )
+    return entry

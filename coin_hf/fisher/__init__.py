@@ -1,0 +1,6 @@
+"""The Fisher engine: diag E_x[J^T J] of a classifier's raw logits, for any network."""
+
+from coin_hf.fisher.diagonal import diagonal_fisher
+from coin_hf.fisher.estimators import Estimator, resolve_estimator
+
+__all__ = ["Estimator", "diagonal_fisher", "resolve_estimator"]

@@ -1,0 +1,177 @@
+"""One chunk of samples: one forward pass, one batched backward pass, squares at every layer.
+
+The weights are frozen, so the backward pass only moves gradients of activations; it runs for all M
+cotangents at once (`torch.func.vmap` of `torch.autograd.grad`), and each function with a rule adds
+its squares when the gradient of its output comes by. Parameters used in any other way are found in
+the autograd graph of the logits and go the generic way: nothing is skipped.
+"""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from coin_hf.fisher.generic import Cotangents, add_generic, sample_count, take
+from coin_hf.fisher.rules import RULES
+from coin_hf.fisher.tape import Tape
+from coin_hf.outputs import call
+
+
+@dataclass
+class Plan:
+    """Which parameters the rules take, and which go the generic way.
+
+    Attributes:
+        ruled: Name -> parameter used once, by a function with a rule, on a leading sample axis.
+        generic: Name -> any other parameter.
+        batched: Whether the backward pass can run for several cotangents at once.
+    """
+
+    ruled: dict[str, nn.Parameter]
+    generic: dict[str, nn.Parameter] = field(default_factory=dict)
+    batched: bool = True
+
+    def demote(self, names: Iterable[str]) -> None:
+        """Send parameters the generic way."""
+        for name in names:
+            self.generic[name] = self.ruled.pop(name)
+
+
+def make_plan(model: nn.Module, inputs: Any) -> Plan:
+    """Try the rules on two samples and keep the parameters for which they hold.
+
+    Args:
+        model: A borrowed model (see `state.borrowed`).
+        inputs: At least one sample.
+
+    Returns:
+        A plan that holds for every chunk, but for what `add_chunk` still finds there.
+    """
+    parameters = dict(model.named_parameters())
+    plan = Plan(parameters)
+    pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
+    with torch.no_grad():
+        alone = call(model, take(pair, slice(0, 1)))
+    tape, logits = _forward(model, pair, plan, {}, checking=True)
+    plan.demote(_conflicts(tape, logits, plan))
+    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * alone.abs().max()
+    if not (logits[:1].detach() - alone).abs().max() <= tolerance:
+        # Samples of a batch influence each other: only one at a time is what eq. (16) means.
+        plan.demote(list(plan.ruled))
+        return plan
+    direction = torch.ones_like(logits).cumsum(1)  # no class is left out, none cancels another
+    for sample in (0, 1):
+        vector = torch.zeros_like(logits)
+        vector[sample] = direction[sample]
+        tape.watched.clear()
+        try:
+            _backward(tape, logits, vector[None], plan.batched, retain=True)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            plan.batched = False  # an operation that vmap cannot batch
+            tape.watched.clear()
+            _backward(tape, logits, vector[None], plan.batched, retain=True)
+        for names, gradient in tape.watched:
+            own = gradient.unflatten(1, (2, -1))[:, 1 - sample]
+            if own.any():  # the rows of this sample lie elsewhere
+                plan.demote(name for name in names if name in plan.ruled)
+    return plan
+
+
+def add_chunk(
+    sums: dict[str, Tensor], model: nn.Module, inputs: Any, cotangents: Cotangents, plan: Plan
+) -> None:
+    """Add sum_l sum_m (d v_{m,l}^T f(x_l) / d theta)^2 over the samples of a chunk.
+
+    Args:
+        sums: Name -> running sum, of the parameter's shape; changed in place.
+        model: A borrowed model (see `state.borrowed`).
+        inputs: P samples, a tensor or a dict of tensors with leading axis P.
+        cotangents: (logits, positions in the chunk) -> vectors of shape (M, len(positions), K).
+        plan: From `make_plan`; parameters are demoted here if this chunk uses them differently.
+    """
+    while plan.ruled:
+        tape, logits = _forward(model, inputs, plan, sums)
+        conflicts = _conflicts(tape, logits, plan)
+        if not conflicts:
+            _backward(tape, logits, cotangents(logits, range(len(logits))), plan.batched)
+            break
+        plan.demote(conflicts)
+    add_generic(sums, model, inputs, cotangents, plan.generic)
+
+
+def _forward(
+    model: nn.Module, inputs: Any, plan: Plan, sums: dict[str, Tensor], checking: bool = False
+) -> tuple[Tape, Tensor]:
+    """Run the model under a tape; only what the rules take requires a gradient."""
+    names = {id(parameter): name for name, parameter in plan.ruled.items()}
+    tape = Tape(RULES, sums, names, sample_count(inputs), checking=checking)
+    with _frozen(plan.generic.values()), sdpa_kernel(SDPBackend.MATH), tape:
+        return tape, call(model, inputs)
+
+
+def _backward(
+    tape: Tape, logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False
+) -> None:
+    """Run the cotangents, (M, P, K), through the graph; the tape does the rest."""
+    if not tape.leaves:
+        return
+
+    def one(vector: Tensor, retain: bool = retain) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            logits, tape.leaves, vector, retain_graph=retain, allow_unused=True, materialize_grads=True
+        )
+
+    if batched:
+        torch.func.vmap(one)(vectors)
+    else:
+        for m, vector in enumerate(vectors):
+            one(vector, retain=retain or m < len(vectors) - 1)
+
+
+def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
+    """Parameters that the rules must not take after all, in the model's order.
+
+    Those used more than once (the square of a sum is not the sum of the squares), those still in
+    the autograd graph (used by a function without a rule), and those whose input was changed in
+    place after it was used.
+    """
+    names = {id(parameter): name for name, parameter in plan.ruled.items()}
+    found = {name for name, uses in tape.uses.items() if uses > 1}
+    found |= {names[i] for i in _variables(logits) if i in names}
+    for tensor, version, users in tape.saved:
+        if tensor._version != version:
+            found.update(users)
+    return [name for name in plan.ruled if name in found]
+
+
+def _variables(output: Tensor) -> set[int]:
+    """Ids of the leaf tensors in the autograd graph of `output`."""
+    pending, seen, leaves = [output.grad_fn], set(), set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        pending += [parent for parent, _ in node.next_functions]
+    return leaves
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Any:
+    """Keep parameters out of the autograd graph."""
+    frozen = list(parameters)
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)

@@ -1,0 +1,63 @@
+"""Which directions of the logits are differentiated."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from coin_hf.fisher import exact, probe
+
+Estimator = Literal["exact", "probe", "auto"]
+AUTO_CLASSES = 64  # "auto" is exact up to this K: 64 cotangents still fit beside one sample
+
+
+def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
+    """Say which estimator a network with K classes gets.
+
+    Args:
+        num_classes: K.
+        estimator: What was asked for; "auto" is "exact" for K <= 64 and "probe" above.
+
+    Returns:
+        "exact" or "probe".
+
+    Raises:
+        ValueError: If `estimator` is not one of the three names.
+
+    Example:
+        >>> resolve_estimator(10), resolve_estimator(1000), resolve_estimator(1000, "exact")
+        ('exact', 'probe', 'exact')
+    """
+    match estimator:
+        case "exact" | "probe":
+            return estimator
+        case "auto":
+            return "exact" if num_classes <= AUTO_CLASSES else "probe"
+    raise ValueError(
+        f"estimator={estimator!r}: expected 'exact', 'probe' or 'auto'; 'auto' is exact up to "
+        f"{AUTO_CLASSES} classes"
+    )
+
+
+def cotangents_for(
+    logits: Tensor, indices: Sequence[int], *, estimator: Estimator, probes: int, seed: int
+) -> Tensor:
+    """The cotangents of one chunk.
+
+    Args:
+        logits: Shape (P, K); its values do not matter.
+        indices: Global positions of the P samples.
+        estimator: "exact", "probe" or "auto".
+        probes: Probes per sample, used by "probe" only; from K on the unit vectors are taken,
+            which are as good as any other K orthonormal vectors.
+        seed: Of the probes.
+
+    Returns:
+        Shape (M, P, K), M = K (exact) or M = probes.
+    """
+    samples, classes = logits.shape
+    if resolve_estimator(classes, estimator) == "exact" or probes >= classes:
+        return exact.cotangents(samples, classes, dtype=logits.dtype, device=logits.device)
+    return probe.cotangents(
+        indices, classes, probes=probes, seed=seed, dtype=logits.dtype, device=logits.device
+    )

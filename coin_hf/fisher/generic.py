@@ -1,0 +1,82 @@
+"""The fallback: per-sample gradients of whatever parameters, by autograd and nothing else."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coin_hf.outputs import call
+
+Cotangents = Callable[[Tensor, Sequence[int]], Tensor]  # (logits, positions) -> (M, P, K)
+
+BLOCK = 2**25  # gradient elements alive at once: 128 MiB in float32
+
+
+def add_generic(
+    sums: dict[str, Tensor],
+    model: nn.Module,
+    inputs: Any,
+    cotangents: Cotangents,
+    parameters: dict[str, nn.Parameter],
+) -> None:
+    """Add sum_l sum_m (d v_{m,l}^T f(x_l) / d theta)^2 for any use of any parameter.
+
+    One sample at a time, so that nothing has to be known about where a parameter is used or how
+    often; its M cotangents run as one batched backward in blocks whose gradients fit in `BLOCK`.
+
+    Args:
+        sums: Name -> running sum, of the parameter's shape; changed in place.
+        model: A borrowed model (see `state.borrowed`).
+        inputs: P samples, a tensor or a dict of tensors with leading axis P.
+        cotangents: (logits, positions in the chunk) -> cotangents of shape (M, len(positions), K).
+        parameters: Name -> parameter to cover.
+    """
+    if not parameters:
+        return
+    names, leaves = list(parameters), list(parameters.values())
+    block = max(1, BLOCK // sum(leaf.numel() for leaf in leaves))
+    for position in range(sample_count(inputs)):
+        logits = call(model, take(inputs, slice(position, position + 1)))
+        for vectors in cotangents(logits, [position]).split(block):
+            for name, gradient in zip(names, batched_grad(logits, leaves, vectors), strict=True):
+                sums[name] += gradient.to(sums[name].dtype).square().sum(0)
+
+
+def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> Sequence[Tensor]:
+    """Gradients of v_m^T logits for a block of cotangents; the graph is kept.
+
+    Args:
+        logits: Shape (P, K).
+        leaves: What to differentiate by.
+        vectors: Shape (M, P, K).
+
+    Returns:
+        For each leaf a tensor (M, *leaf.shape), zero where the logits do not depend on it.
+    """
+
+    def one(vector: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            logits, leaves, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+    if len(vectors) > 1:
+        try:
+            return torch.func.vmap(one)(vectors)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            # A custom autograd.Function without a vmap rule: one backward a cotangent.
+    return [torch.stack(rows) for rows in zip(*map(one, vectors), strict=True)]
+
+
+def sample_count(inputs: Any) -> int:
+    """P of a tensor (P, ...) or a dict of them."""
+    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
+
+
+def take(inputs: Any, index: Any) -> Any:
+    """The samples at `index` (a slice or a list) of a tensor or a dict of tensors."""
+    if isinstance(inputs, dict):
+        return {name: value[index] for name, value in inputs.items()}
+    return inputs[index]

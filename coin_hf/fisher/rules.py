@@ -1,0 +1,347 @@
+"""One rule a torch function: its output, and the squared per-sample gradients of its parameters.
+
+A rule is called in place of the function, with the same arguments. It returns None (decline: the
+function then runs as always and its parameters go the generic way), or the output computed from
+detached parameters, after telling the tape how to turn the gradient g of that output into squares.
+With l a sample, m a cotangent and t a position, the per-sample gradients are
+
+    linear, conv    y_t = W a_t + b       dW = sum_t g_t a_t^T      db = sum_t g_t
+    norms           y_t = w xhat_t + b    dw = sum_t g_t xhat_t     db = sum_t g_t
+    scale, shift    y_t = w a_t,  a_t + w dw = sum_t g_t a_t        dw = sum_t g_t
+    prelu           y_t = max(a, 0) + w min(a, 0)                   dw = sum_t g_t min(a_t, 0)
+    embedding       y_t = W[i_t]          dW[v] = sum of g_t over the t with i_t = v
+
+(products elementwise but for the first line). The rules of norms take xhat from the *input* of the
+function: its output may be changed in place later. Working on functions instead of on modules makes
+every module, subclass and functional use that ends in one of these calls a case of the same rule.
+
+The leading axis of an activation holds R rows for each of the P samples, sample after sample; R > 1
+in windowed attention. That this is so is checked by `engine`, not believed.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coin_hf.fisher.patches import patches
+from coin_hf.fisher.squares import add_grouped_products, add_products, add_scaled
+from coin_hf.fisher.tape import Rule, Tape, accumulator_dtype
+
+
+def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """y = a W^T + b over the last axis."""
+    if not tape.samplewise(input) or input.dim() < 2 or not _any_taken(tape, weight, bias):
+        return None
+    output = F.linear(input, _detached(tape, weight), _detached(tape, bias))
+    samples, inputs = tape.samples, _kept(input)
+
+    def weights(total: Tensor, gradient: Tensor) -> None:
+        g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
+        add_products(total, g, inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype))
+
+    squares = {weight: weights, bias: partial(_elementwise, samples, None)}
+    return tape.watch(output, [inputs], _taken(tape, squares))
+
+
+def conv(
+    function: Callable[..., Tensor],
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    """Convolution over the last n axes: a linear map of the patches of the input."""
+    n = weight.dim() - 2
+    if input.dim() != n + 2 or not tape.samplewise(input) or not _any_taken(tape, weight, bias):
+        return None
+    output = function(
+        input, _detached(tape, weight), _detached(tape, bias), stride, padding, dilation, groups
+    )
+    samples, inputs = tape.samples, _kept(input)
+
+    def weights(total: Tensor, gradient: Tensor) -> None:
+        g = gradient.flatten(3).transpose(2, 3)  # (M, P * R, T, O)
+        columns = patches(inputs, weight.shape[2:], stride, padding, dilation).to(g.dtype)
+        if groups == 1:  # columns: (P * R, T, I * taps)
+            g = g.reshape(len(g), samples, -1, g.shape[-1])
+            add_products(total.flatten(1), g, columns.reshape(samples, -1, columns.shape[-1]))
+        else:
+            g = g.unflatten(3, (groups, -1)).movedim(3, 2)  # (M, P * R, Q, T, O / Q)
+            g = g.unflatten(1, (samples, -1)).movedim(2, 3).flatten(3, 4)
+            columns = columns.unflatten(2, (groups, -1)).movedim(2, 1)  # (P * R, Q, T, I * taps)
+            columns = columns.unflatten(0, (samples, -1)).movedim(1, 2).flatten(2, 3)
+            add_grouped_products(total.view(groups, -1, columns.shape[-1]), g, columns)
+
+    squares = {weight: weights, bias: partial(_elementwise, samples, None, trailing=n)}
+    return tape.watch(output, [inputs], _taken(tape, squares))
+
+
+def batch_norm(
+    tape: Tape,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """BatchNorm with its running statistics: xhat = (a - mean) / sqrt(var + eps), a constant map."""
+    if training or running_mean is None or running_var is None or not tape.samplewise(input):
+        return None
+    if not _any_taken(tape, weight, bias):
+        return None
+    trailing = (1,) * (input.dim() - 2)
+    rate = (running_var + eps).rsqrt()
+    scale = rate if weight is None else rate * _detached(tape, weight)
+    shift = -running_mean * scale
+    if bias is not None:
+        shift = shift + _detached(tape, bias)
+    output = input * scale.view(-1, *trailing) + shift.view(-1, *trailing)
+    inputs = _kept(input)
+
+    def normalised() -> Tensor:
+        kept = inputs.to(accumulator_dtype(inputs.dtype))
+        return (kept - running_mean.view(-1, *trailing)) * rate.view(-1, *trailing)
+
+    return _affine(tape, output, inputs, normalised, weight, bias, len(trailing))
+
+
+def layer_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """xhat has mean 0 and variance 1 over the last axes."""
+    shape = tuple(normalized_shape)
+    if not tape.samplewise(input) or input.dim() <= len(shape):
+        return None
+    if not _any_taken(tape, weight, bias):
+        return None
+    output = F.layer_norm(input, shape, _detached(tape, weight), _detached(tape, bias), eps)
+    inputs = _kept(input)
+
+    def normalised() -> Tensor:
+        return F.layer_norm(inputs.to(accumulator_dtype(inputs.dtype)), shape, eps=eps)
+
+    return _affine(tape, output, inputs, normalised, weight, bias, 0)
+
+
+def group_norm(
+    tape: Tape,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """xhat has mean 0 and variance 1 over each group of channels."""
+    if not tape.samplewise(input) or not _any_taken(tape, weight, bias):
+        return None
+    output = F.group_norm(input, num_groups, _detached(tape, weight), _detached(tape, bias), eps)
+    inputs = _kept(input)
+
+    def normalised() -> Tensor:
+        return F.group_norm(inputs.to(accumulator_dtype(inputs.dtype)), num_groups, eps=eps)
+
+    return _affine(tape, output, inputs, normalised, weight, bias, input.dim() - 2)
+
+
+def rms_norm(
+    tape: Tape,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor | None:
+    """xhat has mean square 1 over the last axes."""
+    shape = tuple(normalized_shape)
+    if not tape.samplewise(input) or input.dim() <= len(shape) or not _any_taken(tape, weight):
+        return None
+    output = F.rms_norm(input, shape, _detached(tape, weight), eps)
+    inputs = _kept(input)
+
+    def normalised() -> Tensor:
+        # The default eps is that of the input's dtype.
+        small = torch.finfo(inputs.dtype).eps if eps is None else eps
+        return F.rms_norm(inputs.to(accumulator_dtype(inputs.dtype)), shape, None, small)
+
+    return _affine(tape, output, inputs, normalised, weight, None, 0)
+
+
+def prelu(tape: Tape, input: Tensor, weight: Tensor) -> Tensor | None:
+    """Slope w, one or one a channel, where the input is negative."""
+    if not tape.samplewise(input) or input.dim() < 2 or not tape.takes(weight):
+        return None
+    output = F.prelu(input, weight.detach())
+    inputs = _kept(input)
+    square = partial(
+        _elementwise,
+        tape.samples,
+        lambda: inputs.clamp(max=0),
+        trailing=input.dim() - 2,
+    )
+    return tape.watch(output, [inputs], {weight: square})
+
+
+def embedding(
+    tape: Tape,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor | None:
+    """Rows of a table; a row that one sample uses twice is summed before it is squared."""
+    if max_norm is not None or scale_grad_by_freq or sparse or not tape.takes(weight):
+        return None
+    if input.dim() > 1 and len(input) == 1:
+        # Positions shared by all samples: a copy for each makes the gradient a per-sample one.
+        input = input.expand(tape.samples, *input.shape[1:])
+    if not tape.samplewise(input):
+        return None
+    output = F.embedding(input, weight.detach())
+    samples = tape.samples
+    tokens = input.reshape(samples, -1)  # (P, T)
+
+    def rows(total: Tensor, gradient: Tensor) -> None:
+        g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])  # (M, P, T, D)
+        same = (tokens[:, :, None] == tokens[:, None, :]).to(g.dtype)  # (P, T, T)
+        first = same.argmax(-1)  # the earliest position with the same token
+        gather = torch.zeros_like(same).scatter_(1, first[:, None, :], 1.0)
+        squared = (gather @ g).square_().sum(0)  # (P, T, D), zero but at earliest positions
+        if padding_idx is not None:
+            squared[tokens == padding_idx % len(total)] = 0
+        total.index_add_(0, tokens.flatten(), squared.flatten(0, 1))
+
+    return tape.watch(output, [tokens], {weight: rows})
+
+
+def scale(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
+    """Elementwise product of an activation and a parameter (layer scale, gates)."""
+    if tape.takes(input) and not tape.takes(other):
+        input, other = other, input
+    output = _broadcast(tape, torch.mul, input, other, kwargs)
+    if output is None:
+        return None
+    inputs = _kept(input)
+    square = partial(_elementwise, tape.samples, lambda: inputs)
+    return tape.watch(output, [inputs], {other: square})
+
+
+def shift(function: Any, tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
+    """Elementwise sum or difference of an activation and a parameter (position embedding)."""
+    if tape.takes(input) and not tape.takes(other):
+        if function is torch.sub:
+            return None
+        input, other = other, input
+    output = _broadcast(tape, function, input, other, kwargs)
+    if output is None:
+        return None
+    return tape.watch(output, [], {other: partial(_elementwise, tape.samples, None)})
+
+
+def expand(tape: Tape, input: Tensor, *sizes: Any) -> Tensor | None:
+    """A parameter repeated for every sample (class token)."""
+    if not tape.takes(input) or input.dim() == 0 or len(input) != 1:
+        return None
+    output = input.detach().expand(*sizes)
+    if output.dim() != input.dim() or len(output) != tape.samples:
+        return None
+    return tape.watch(output, [], {input: partial(_elementwise, tape.samples, None)})
+
+
+def _affine(
+    tape: Tape,
+    output: Tensor,
+    inputs: Tensor,
+    normalised: Callable[[], Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    trailing: int,
+) -> Tensor:
+    """Watch y = w * xhat + b, with w and b `trailing` axes before the last."""
+    squares = {
+        weight: partial(_elementwise, tape.samples, normalised, trailing=trailing),
+        bias: partial(_elementwise, tape.samples, None, trailing=trailing),
+    }
+    return tape.watch(output, [inputs], _taken(tape, squares))
+
+
+def _elementwise(
+    samples: int,
+    factor: Callable[[], Tensor] | None,
+    total: Tensor,
+    gradient: Tensor,
+    trailing: int = 0,
+) -> None:
+    """Add (sum g * factor)^2 for a parameter broadcast along an output (P * R, ..., *trailing)."""
+    shape = total.shape
+    if len(shape) == gradient.dim() - 1:  # (1, ...): no axis of its own for the samples
+        shape = shape[1:]
+    aligned = total.view(*shape, *(1,) * trailing)
+    rows = (samples, gradient.shape[1] // samples)
+    factors = None if factor is None else factor().to(gradient.dtype).unflatten(0, rows)
+    add_scaled(aligned, gradient.unflatten(1, rows), factors)
+
+
+def _broadcast(tape: Tape, function: Any, input: Any, other: Any, kwargs: Any) -> Tensor | None:
+    """function(input, other) where a parameter is broadcast along an activation, else None."""
+    if kwargs or not isinstance(input, Tensor) or not tape.takes(other) or tape.takes(input):
+        return None
+    if not tape.samplewise(input) or other.dim() > input.dim():
+        return None
+    if other.dim() == input.dim() and len(other) != 1:
+        return None
+    output = function(input, other.detach())
+    return output if output.dim() == input.dim() and len(output) == len(input) else None
+
+
+def _kept(input: Tensor) -> Tensor:
+    """What a callback reads later."""
+    return input.detach()
+
+
+def _detached(tape: Tape, tensor: Any) -> Any:
+    """Without its gradient if the rules take it; as it is otherwise."""
+    return tensor.detach() if tape.takes(tensor) else tensor
+
+
+def _any_taken(tape: Tape, *tensors: Any) -> bool:
+    return any(tape.takes(tensor) for tensor in tensors)
+
+
+def _taken(tape: Tape, squares: dict[Any, Any]) -> dict[Tensor, Any]:
+    return {parameter: square for parameter, square in squares.items() if tape.takes(parameter)}
+
+
+RULES: dict[Any, Rule] = {
+    F.linear: linear,
+    torch.conv1d: partial(conv, torch.conv1d),
+    torch.conv2d: partial(conv, torch.conv2d),
+    torch.conv3d: partial(conv, torch.conv3d),
+    F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm,
+    F.group_norm: group_norm,
+    F.rms_norm: rms_norm,
+    torch.prelu: prelu,
+    F.embedding: embedding,
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), scale),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)),
+    **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
+    Tensor.expand: expand,
+}

@@ -1,0 +1,156 @@
+"""Sums of squared per-sample gradients, without forming the gradients.
+
+A weight that multiplies an input a[l, t] (T positions a sample) receives from cotangent m the
+per-sample gradient J[m, l] = sum_t g[m, l, t] a[l, t]^T. The Fisher needs the sum over m and l of
+its *square*, taken after the sum over t. Three ways, the cheapest by operation count is taken:
+
+    T = 1       sum_{m,l} g_o^2 a_i^2                 = (sum_m g^2)^T (a^2), one product; M drops out
+    small T     sum_m (sum_t g_t a_t)^2               = sum_{t,t'} (sum_m g_t g_t') (a_t a_t')
+    else        J itself, one sample after the other, in a buffer that stays in the cache
+
+Shapes: M cotangents, P samples, T positions, O outputs, I inputs.
+"""
+
+import torch
+from torch import Tensor
+
+CACHE = 160 * 1024  # elements of J alive at once in the direct way: about an L2 cache in float32
+SQUARE = 6  # cost of squaring and adding one element of J, in multiply-adds of a matrix product
+
+
+def add_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    """Add sum_{m,l} (sum_t g[m,l,t,o] a[l,t,i])^2 to total[o,i].
+
+    Args:
+        total: Shape (O, I), changed in place.
+        gradient: g, shape (M, P, T, O).
+        inputs: a, shape (P, T, I).
+    """
+    reached = _reached(gradient)
+    if reached is not None:
+        gradient, inputs = gradient[:, :, reached], inputs[:, reached]
+    positions = inputs.shape[1]
+    if positions == 0:
+        return
+    if positions == 1:
+        squared = gradient[:, :, 0].square().sum(0)  # (P, O)
+        total.addmm_(squared.t(), inputs[:, 0].square())
+    elif gram_pays(len(gradient), positions):
+        first, second, weight = pairs(positions, inputs)
+        grams = gradient_pairs(gradient)  # (pairs, P, O)
+        products = inputs.transpose(0, 1)[first] * inputs.transpose(0, 1)[second]
+        products *= weight[:, None, None]  # (pairs, P, I)
+        total.addmm_(grams.flatten(0, 1).t(), products.flatten(0, 1))
+    else:
+        _add_direct(total, gradient.transpose(2, 3), inputs)
+
+
+def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    """Add sum_{m,l} (sum_t g[m,l,q,t,o] a[l,q,t,i])^2 to total[q,o,i] for each group q.
+
+    Args:
+        total: Shape (Q, O, I), changed in place.
+        gradient: g, shape (M, P, Q, T, O).
+        inputs: a, shape (P, Q, T, I).
+    """
+    cotangents, samples, groups, positions, outputs = gradient.shape
+    size = groups * cotangents * outputs * inputs.shape[-1]
+    step = max(1, CACHE // size)
+    for start in range(0, samples, step):
+        part = slice(start, start + step)
+        g = gradient[:, part].permute(1, 2, 0, 4, 3)  # (p, Q, M, O, T)
+        jacobian = g.flatten(2, 3) @ inputs[part]  # (p, Q, M * O, I)
+        total += jacobian.square_().unflatten(2, (cotangents, outputs)).sum((0, 2))
+
+
+def add_scaled(total: Tensor, gradient: Tensor, factor: Tensor | None) -> None:
+    """Add sum_{m,l} (sum of g * factor over the axes that `total` is broadcast along)^2.
+
+    Args:
+        total: Shape of the parameter, changed in place. Its axes are aligned with the last axes
+            of a sample; axes of extent 1 are broadcast.
+        gradient: g, shape (M, P, *sample).
+        factor: Shape (P, *sample), or None for ones.
+    """
+    sample = gradient.shape[2:]
+    aligned = (1,) * (len(sample) - total.dim()) + tuple(total.shape)
+    summed = [axis for axis, extent in enumerate(aligned) if extent == 1 and sample[axis] != 1]
+    if not summed:
+        squared = gradient.square().sum(0)
+        if factor is not None:
+            squared *= factor.square()
+        total += squared.sum(0).view(total.shape)
+        return
+    for g in gradient:  # one cotangent at a time: the product stays as small as an activation
+        row = (g if factor is None else g * factor).sum([axis + 1 for axis in summed], keepdim=True)
+        total += row.square_().sum(0).view(total.shape)
+
+
+def gram_pairs_count(positions: int) -> int:
+    """Number of pairs t <= t'."""
+    return positions * (positions + 1) // 2
+
+
+def gram_pays(cotangents: int, positions: int) -> bool:
+    """Whether the pairs of positions cost less than M products of T positions and M squarings."""
+    return gram_pairs_count(positions) <= cotangents * (positions + SQUARE) / 2
+
+
+def pairs(positions: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All t <= t', and how often each counts: 1 on the diagonal, 2 off it."""
+    first, second = torch.triu_indices(positions, positions, device=like.device)
+    return first, second, torch.where(first == second, 1.0, 2.0).to(like.dtype)
+
+
+def gradient_pairs(gradient: Tensor) -> Tensor:
+    """sum_m g[m,l,t,o] g[m,l,t',o] for all t <= t'.
+
+    Args:
+        gradient: Shape (M, P, T, O).
+
+    Returns:
+        Shape (pairs, P, O).
+    """
+    samples, positions, outputs = gradient.shape[1:]
+    if positions == 1:
+        return gradient.square().sum(0).permute(1, 0, 2)
+    first, second = torch.triu_indices(positions, positions, device=gradient.device)
+    if positions <= 4:
+        by_position = gradient.permute(2, 0, 1, 3)
+        result = gradient.new_empty(len(first), samples, outputs)
+        for row, t, u in zip(result, first.tolist(), second.tolist(), strict=True):
+            torch.sum(by_position[t] * by_position[u], 0, out=row)
+        return result
+    columns = gradient.permute(1, 3, 2, 0).reshape(samples * outputs, positions, -1)  # (PO, T, M)
+    grams = torch.bmm(columns, columns.transpose(1, 2)).view(samples, outputs, -1)
+    return grams[:, :, first * positions + second].permute(2, 0, 1)
+
+
+def _reached(gradient: Tensor) -> Tensor | None:
+    """Positions with a gradient, or None for all (in the last block of a ViT: the class token)."""
+    if gradient.shape[2] == 1 or bool(gradient[0, 0].any(-1).all()):
+        return None
+    reached = gradient.any(-1).any(0).any(0)
+    return None if bool(reached.all()) else reached.nonzero()[:, 0]
+
+
+def _add_direct(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    """The third way: total (O, I), gradient (M, P, O, T), inputs (P, T, I)."""
+    cotangents, samples, outputs, positions = gradient.shape
+    width = inputs.shape[2]
+    if cotangents * outputs * width <= 2 * CACHE:
+        jacobian = inputs.new_empty(cotangents, outputs, width)
+        ones, row = inputs.new_ones(1, cotangents), inputs.new_zeros(1, outputs * width)
+        for l in range(samples):
+            torch.bmm(gradient[:, l], inputs[l].expand(cotangents, positions, width), out=jacobian)
+            row.addmm_(ones, jacobian.view(cotangents, -1).square_())
+        total += row.view_as(total)
+        return
+    rows = -(-outputs // -(-outputs * width // CACHE))
+    for start in range(0, outputs, rows):
+        part = total[start : start + rows]
+        jacobian = part.new_empty(part.shape)
+        for l in range(samples):
+            for m in range(cotangents):
+                torch.mm(gradient[m, l, start : start + rows], inputs[l], out=jacobian)
+                part.addcmul_(jacobian, jacobian)

@@ -1,0 +1,36 @@
+"""Borrow a model for a pass over the samples and give it back as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[nn.Module]:
+    """Put `model` in eval mode with every parameter requiring a gradient, then undo it.
+
+    Modes, `requires_grad` flags and the caller's random state come back also after an exception.
+    `.grad` needs no care: nothing here calls `backward`.
+
+    Args:
+        model: The network to borrow.
+
+    Yields:
+        The same model.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    devices = sorted({p.device.index or 0 for p, _ in flags if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        try:
+            model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(True)
+            yield model
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)

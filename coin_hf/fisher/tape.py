@@ -1,0 +1,134 @@
+"""Watch one forward pass: which function uses which parameter, and with which input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Squares = Callable[[Tensor], None]  # is given the gradient of an output, (M, P * R, ...)
+Rule = Callable[..., Tensor | None]  # (tape, *arguments of the function) -> output, None: decline
+
+
+class Tape(TorchFunctionMode):
+    """Intercepts the torch functions called in a forward pass and applies the rules to them.
+
+    A rule runs its function on detached parameters, so that no gradient of a weight is formed, and
+    leaves behind a callback that adds the squares once the gradient of the output arrives. A
+    parameter used by a function without a rule stays in the autograd graph: that is how
+    `engine` finds it, however it was used.
+
+    Args:
+        rules: torch function -> rule.
+        sums: Name -> running sum, of the parameter's shape.
+        names: id of a parameter -> its name, for the parameters the rules may take.
+        samples: P of this pass.
+        checking: Keep the gradients in `watched` instead of adding their squares.
+
+    Attributes:
+        uses: Name -> by how many functions with a rule the parameter was used.
+        leaves: Where the backward pass ends: the first outputs that depend on a parameter.
+        saved: What the callbacks will read, its version at that time, and for which parameters.
+        watched: Parameters and gradient of each output, when `checking`.
+    """
+
+    def __init__(
+        self,
+        rules: dict[Any, Rule],
+        sums: dict[str, Tensor],
+        names: dict[int, str],
+        samples: int,
+        *,
+        checking: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rules, self.sums, self.names, self.samples = rules, sums, names, samples
+        self.checking = checking
+        self.uses: dict[str, int] = {}
+        self.leaves: list[Tensor] = []
+        self.saved: list[tuple[Tensor, int, list[str]]] = []
+        self.watched: list[tuple[list[str], Tensor]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the rule of `func`, or `func` itself where there is none or it declines."""
+        rule = self.rules.get(func)
+        if rule is not None and torch.is_grad_enabled():
+            output = rule(self, *args, **(kwargs or {}))
+            if output is not None:
+                return output
+        return func(*args, **(kwargs or {}))
+
+    def takes(self, tensor: Any) -> bool:
+        """Whether `tensor` is a parameter that the rules may take."""
+        return id(tensor) in self.names
+
+    def samplewise(self, tensor: Tensor) -> bool:
+        """Whether the leading axis can hold R rows for each of the P samples."""
+        return tensor.dim() > 0 and len(tensor) > 0 and len(tensor) % self.samples == 0
+
+    def watch(
+        self, output: Tensor, saved: list[Tensor], squares: dict[Tensor, Callable[..., None]]
+    ) -> Tensor:
+        """Arrange for the squares to be added when the gradient of `output` is known.
+
+        Args:
+            output: Of a function applied to detached parameters, shape (P * R, ...).
+            saved: Activations that the callbacks read.
+            squares: Parameter -> callback (running sum, gradient of shape (M, P * R, ...)).
+
+        Returns:
+            What the model gets in place of `output`.
+        """
+        callbacks = {self.names[id(parameter)]: square for parameter, square in squares.items()}
+        for name in callbacks:
+            self.uses[name] = self.uses.get(name, 0) + 1
+        self.saved += [(tensor, tensor._version, list(callbacks)) for tensor in saved]
+        if not output.requires_grad:
+            self.leaves.append(output.detach().requires_grad_())
+            output = self.leaves[-1].clone()  # the model may not change a leaf in place
+
+        def consume(gradient: Tensor) -> None:
+            if self.checking:
+                self.watched.append((list(callbacks), gradient))
+                return
+            gradient = gradient.to(accumulator_dtype(gradient.dtype))
+            for name, square in callbacks.items():
+                square(self.sums[name], gradient)
+
+        def hook(gradient: Tensor) -> None:
+            Receive.apply(gradient, consume)
+
+        output.register_hook(hook)
+        return output
+
+
+class Receive(torch.autograd.Function):
+    """Hands a gradient to a callback, with the axis of cotangents in front.
+
+    In a batched backward pass a tensor hook sees the gradient of one cotangent; a vmap rule is the
+    public way to see all M of them.
+    """
+
+    @staticmethod
+    def forward(gradient: Tensor, consume: Squares) -> Tensor:  # type: ignore[override]
+        """Outside vmap: (...) is one cotangent."""
+        consume(gradient[None])
+        return gradient.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing here is differentiated."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, gradient: Tensor, consume: Squares) -> Any:  # type: ignore[override]
+        """Inside vmap: M cotangents, along the axis `in_dims[0]`."""
+        consume(gradient.movedim(in_dims[0], 0))
+        return gradient.new_empty(0), None
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 where the model computes in float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -6,12 +6,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from coin_hf.betas import check_betas
 from coin_hf.errors import InputError
 
 Library = Literal["auto", "timm", "transformers"]
+
+
+def _number(value: Any) -> Any:
+    """Refuse true and false, which Python counts as 1 and 0; YAML reads `1e-3` as text, fine."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "not a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
 
 
 class _Block(BaseModel):
@@ -55,7 +75,7 @@ class DatasetBlock(_Block):
     """Image column; by default the one column of type `Image`."""
     label: str | None = None
     """Label column; by default the one column of type `ClassLabel`."""
-    labels: tuple[int | str, ...] | None = None
+    labels: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)] | None = None
     """Keep only rows with these labels (numbers or class names); by default all."""
     streaming: bool = False
     """Read rows as they come instead of downloading the split first."""
@@ -64,11 +84,11 @@ class DatasetBlock(_Block):
 class SamplesBlock(_Block):
     """The P unlabeled inputs on which Fishers are taken and lambda is chosen."""
 
-    per_expert: Annotated[int, Field(ge=1)] = 100
+    per_expert: Annotated[StrictInt, Field(ge=1)] = 100
     """P', the number of samples from each expert's dataset: P = P' * number of experts."""
-    seed: int = Field(default=0, ge=0)
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
     """Seed of the draw."""
-    held_out: float = Field(default=0.0, ge=0.0, lt=1.0)
+    held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
 
 
@@ -77,9 +97,9 @@ class EvaluationBlock(_Block):
 
     split: str = "test"
     """Split of each expert's dataset."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 64
     """Images in one forward pass."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[StrictInt, Field(ge=1)] | None = None
     """At most this many images of each dataset, drawn with the samples' seed; by default all."""
 
 
@@ -108,11 +128,11 @@ class Recipe(_Block):
     """The experts, in order; at least two."""
     datasets: dict[str, DatasetBlock] = Field(min_length=1)
     """The datasets of the experts, by a name of your choice."""
-    betas: tuple[float, ...] | None = Field(default=None, validate_default=True)
+    betas: tuple[Number, ...] | None = Field(default=None, validate_default=True)
     """Coding weights, one for each expert, positive, summing to 1; by default all equal."""
     coder: Literal["coin"] = "coin"
     """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420."""
-    lam: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    lam: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
     """Penalty lambda; `auto` picks among 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
@@ -144,9 +164,9 @@ class Recipe(_Block):
         for expert in self.experts:
             if expert.dataset not in self.datasets:
                 raise ValueError(
-                    f"expert '{expert.label}' names the dataset '{expert.dataset}'"
-                    f"{_did_you_mean(expert.dataset, self.datasets)}, but `datasets` holds "
-                    f"{', '.join(self.datasets)}"
+                    f"expert '{expert.label}' names the dataset '{expert.dataset}', but "
+                    f"`datasets` holds {', '.join(self.datasets)}"
+                    f"{_did_you_mean(expert.dataset, self.datasets)}"
                 )
         for key, dataset in self.datasets.items():
             if dataset.split == self.evaluation.split:
@@ -159,7 +179,9 @@ class Recipe(_Block):
     @property
     def coding_weights(self) -> tuple[float, ...]:
         """The betas, shape (N,)."""
-        return self.betas or (1 / len(self.experts),) * len(self.experts)
+        if self.betas is None:
+            return (1 / len(self.experts),) * len(self.experts)
+        return self.betas
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
@@ -264,8 +286,8 @@ def _item(node: Any, part: str, override: str) -> Any:
     if isinstance(node, list):
         if not part.isdecimal() or int(part) >= len(node):
             raise InputError(
-                f"override '{override}': '{part}' is not a position in a list of {len(node)} "
-                f"(0 to {len(node) - 1})"
+                f"override '{override}': '{part}' is not a position in a list of {len(node)}, "
+                "counted from 0"
             )
         return node[int(part)]
     if isinstance(node, dict):
@@ -276,33 +298,52 @@ def _item(node: Any, part: str, override: str) -> Any:
 def _sentences(error: ValidationError, data: Any) -> Iterator[str]:
     """Turn pydantic's findings into sentences that name the key and the way out."""
     findings = error.errors()
-    inner = {finding["loc"][:1] for finding in findings if len(finding["loc"]) > 1}
-    seen: set[str] = set()
+    inner = {loc[:n] for loc in (finding["loc"] for finding in findings) for n in range(len(loc))}
+    values: dict[str, tuple[list[str], Any]] = {}
     for finding in findings:
-        loc, kind, got = finding["loc"], finding["type"], finding["input"]
+        loc, kind = finding["loc"], finding["type"]
         if kind == "extra_forbidden":
-            place = _place((*loc[:-1],), data, last=str(loc[-1]))
+            place = _place(loc[:-1], data, last=str(loc[-1]))
             known = _keys_beside(loc)
             hint = _did_you_mean(str(loc[-1]), known) or f"; valid keys are {', '.join(known)}"
             yield f"unknown key '{place}'{hint}"
-            continue
-        if kind == "missing":
+        elif kind == "missing":
             yield f"the key '{_place(loc[:-1], data, last=str(loc[-1]))}' is missing"
-            continue
-        if kind == "value_error":
+        elif kind == "value_error":
             yield str(finding["ctx"]["error"])
-            continue
-        place = _place(loc, data)
-        # A value that fits no member of a union is reported once for each member, and a list
-        # counts as too short when one of its items is wrong.
-        if place in seen or (kind == "too_short" and loc in inner):
-            continue
-        seen.add(place)
-        expected = finding["msg"].removeprefix("Input should be ").replace("valid tuple", "list")
-        if kind == "too_short":
-            expected = f"at least {finding['ctx']['min_length']}"
-        choices = " or 'auto'" if place == "lam" else ""
-        yield f"'{place}': expected {expected}{choices}, got {got!r}"
+        elif not (kind == "too_short" and loc in inner):
+            # A list counts as too short, too, when one of its items is wrong. A value that fits
+            # no member of a union is reported once for each.
+            expected, _ = values.setdefault(_place(loc, data), ([], finding["input"]))
+            expected.append(_expected(finding))
+    for place, (expected, got) in values.items():
+        which = f"'{place}'" if place else "the whole"
+        yield f"{which}: expected {' or '.join(expected)}, got {got!r}"
+
+
+def _expected(finding: ErrorDetails) -> str:
+    """Say what a value should have been, in the words of a YAML file's reader."""
+    limits = finding.get("ctx", {})
+    match finding["type"]:
+        case "model_type" | "dict_type":
+            return "keys with values"
+        case "tuple_type":
+            return "a list"
+        case "string_type" | "invalid_key":
+            return "text (put it in quotes)"
+        case "int_type":
+            return "a whole number"
+        case "float_type" | "float_parsing":
+            return "a number"
+        case "bool_type" | "bool_parsing":
+            return "true or false"
+        case "too_short":
+            return f"{limits['min_length']} or more entries"
+        case "greater_than_equal":
+            return f"at least {limits['ge']:g}"
+        case "less_than":
+            return f"less than {limits['lt']:g}"
+    return finding["msg"].removeprefix("Input should be ")
 
 
 def _place(loc: tuple[int | str, ...], data: Any, last: str | None = None) -> str:

@@ -71,7 +71,9 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[float | Tensor]) -
     for value, weight in zip(wide[1:], weights[1:], strict=True):
         mean += (weight / total) * (value - wide[0])
     stack = torch.stack(wide)
-    return mean.clamp(stack.amin(0), stack.amax(0)).to(values[0].dtype)
+    low, high = stack.amin(0), stack.amax(0)
+    # Equal values are taken as they are: arithmetic would turn -0.0 into 0.0.
+    return torch.where(low == high, wide[0], mean.clamp(low, high)).to(values[0].dtype)
 
 
 def check_thetas(thetas: Sequence[Mapping[str, Tensor]], betas: Sequence[float]) -> None:

@@ -72,7 +72,8 @@ def _weight(
             f"the Fisher of expert {expert} has shape {tuple(f.shape)} for '{name}', expected "
             f"{tuple(value.shape)}"
         )
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    f = f.to(device=value.device, dtype=dtype)
     if not (f.isfinite().all() and (f >= 0).all()):
         raise ValueError(f"the Fisher of expert {expert} is negative or not finite in '{name}'")
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return f.to(device=value.device, dtype=dtype) + lam
+    return f + lam

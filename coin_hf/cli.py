@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `coin-hf --help` is instant
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Erasure-coded inference: make one coded network that stands in for any missing expert.",
 )
+
+GRACE = 10.0
+"""Seconds for which a process lets the main one speak first."""
 
 Overrides = Annotated[
     list[str],
@@ -141,11 +145,12 @@ def main() -> None:
     try:
         app(prog_name="coin-hf")
     except InputError as error:
-        _say(f"error: {error}")
+        if not _speaks():
+            # What goes wrong in all processes is said by the main one, whose end ends this one
+            # too. What goes wrong here alone is said here.
+            time.sleep(GRACE)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was written")
-        sys.exit(130)
 
 
 def _speaks() -> bool:

@@ -15,6 +15,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts import FILES, Expert, load_expert
 from coin_hf.hub import fetch, pin
 from coin_hf.outputs import call
+from coin_hf.records import recipe_of
 from coin_hf.repository import push_folder, read_repository, write_repository
 
 
@@ -192,12 +193,13 @@ class CodedEnsemble:
         repo = str(repo_or_path)
         folder = fetch(repo, pin(repo, revision), [*FILES, "*.json", "*.png"])
         coin, result = read_repository(folder, repo)
+        code = ErasureCode(recipe_of(coin).coding_weights)
         coded = load_expert(str(folder), library=coin["library"], device=device, name="coded model")
         loaded = None
         if experts is not False:
             loaded = _load_experts(coin, experts, device)
             check_alignment([coded, *loaded])
-        return cls(coded, ErasureCode(coin["betas"]), coin, result, loaded)
+        return cls(coded, code, coin, result, loaded)
 
 
 def _load_experts(

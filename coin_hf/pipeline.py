@@ -48,11 +48,7 @@ def resolve(recipe: Recipe) -> Recipe:
         )
         for expert in recipe.experts
     ]
-    datasets = {
-        key: block.model_copy(update={"revision": pin(block.path, block.revision, "dataset")})
-        for key, block in recipe.datasets.items()
-    }
-    return recipe.model_copy(update={"experts": tuple(experts), "datasets": datasets})
+    return _pin_datasets(recipe.model_copy(update={"experts": tuple(experts)}))
 
 
 def encode(recipe: Recipe, *, progress: bool = False) -> CodedEnsemble:
@@ -121,21 +117,23 @@ def evaluate(
     Args:
         repo_or_path: Folder or Hub id of a coded model.
         revision: Its revision on the Hub.
-        overrides: `key.path=value` changes to `evaluation` and `datasets`.
+        overrides: `key.path=value` changes to `evaluation` and `datasets`, whose revisions are
+            pinned again where their path changes.
         progress: Show bars on stderr, in the main process.
 
     Returns:
         Its result, as `result.json` holds it, with what was measured now.
 
     Raises:
-        InputError: If it, an expert or a dataset cannot be found or read.
+        InputError: If it, an expert or a dataset cannot be found or read, or another key is to be
+            changed.
     """
     accelerator, seconds = Accelerator(), dict[str, float]()
     with accelerator.main_process_first():
         ensemble = CodedEnsemble.from_pretrained(
             repo_or_path, revision, experts=True, device=accelerator.device
         )
-    recipe = recipe_of(ensemble.coin).override(overrides)
+    recipe = _with_other_data(recipe_of(ensemble.coin), overrides)
     experts = ensemble.experts or ()
     test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
     with _timed(seconds, "evaluation"):
@@ -150,6 +148,30 @@ def evaluate(
         **measured(erasures),
         "run": {**_machine(accelerator), "seconds": seconds, "versions": environment()},
     }
+
+
+def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Change what a recorded recipe says of data, and pin the datasets' revisions."""
+    for override in overrides:
+        if override.split(".")[0] not in ("evaluation", "datasets"):
+            raise InputError(
+                f"override '{override}' would change the coded model, which evaluating does not: "
+                "change `evaluation` or `datasets`, or encode again"
+            )
+    changed = recorded.override(overrides)
+    datasets = dict(changed.datasets)
+    for key, old in recorded.datasets.items():
+        if datasets[key].path != old.path and datasets[key].revision == old.revision:
+            datasets[key] = datasets[key].model_copy(update={"revision": None})
+    return _pin_datasets(changed.model_copy(update={"datasets": datasets}))
+
+
+def _pin_datasets(recipe: Recipe) -> Recipe:
+    datasets = {
+        key: block.model_copy(update={"revision": pin(block.path, block.revision, "dataset")})
+        for key, block in recipe.datasets.items()
+    }
+    return recipe.model_copy(update={"datasets": datasets})
 
 
 def _load_experts(recipe: Recipe, accelerator: Accelerator) -> list[Expert]:

@@ -15,6 +15,10 @@ from coin_hf.selection import Choice
 FORMAT = 1
 """Version of coin.json and result.json; a reader refuses one it does not know."""
 
+COIN_KEYS = ("library", "coder", "betas", "lam", "experts", "datasets", "samples", "evaluation")
+RESULT_KEYS = (*COIN_KEYS, "erasures", "mean_nda", "run")
+"""What a reader of coin.json and of result.json relies on."""
+
 LIBRARIES = (
     "coin-hf",
     "torch",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -16,7 +16,7 @@ from coin_hf.card import FIGURE, model_card
 from coin_hf.errors import InputError
 from coin_hf.experts import Expert
 from coin_hf.hub import sentences
-from coin_hf.records import FORMAT
+from coin_hf.records import COIN_KEYS, FORMAT, RESULT_KEYS
 from coin_hf.report import figure
 
 COIN_FILE, RESULT_FILE, CARD_FILE = "coin.json", "result.json", "README.md"
@@ -30,10 +30,19 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         overwrite: Allow it to hold a coded repository, which will be replaced.
 
     Raises:
-        InputError: If it is a file, or holds anything (with `overwrite`: anything else).
+        InputError: If it is a file, or holds anything (with `overwrite`: anything else), or cannot
+            be made where it shall lie.
     """
+    folder = folder.expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file: choose a folder")
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        problem = "may not be written to" if parent.is_dir() else "is a file"
+        raise InputError(
+            f"the output folder {folder} cannot be made, for {parent} {problem}: choose another "
+            "`output`"
+        )
     if not folder.exists() or not any(folder.iterdir()):
         return
     if not overwrite:
@@ -67,7 +76,8 @@ def write_repository(
     Raises:
         InputError: If the folder is in use or cannot be written.
     """
-    folder = folder.expanduser().absolute()
+    # Where a link leads is replaced, not the link; and relative paths hold from there.
+    folder = folder.expanduser().resolve()
     check_output(folder, overwrite=overwrite)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -117,12 +127,19 @@ def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, 
                 f"'{name}': {file} is not JSON ({error}): download or make it again"
             ) from error
     coin, result = found
-    if coin.get("format") != FORMAT:
+    format_found = coin.get("format") if isinstance(coin, dict) else None
+    if format_found != FORMAT:
         raise InputError(
-            f"'{name}': {COIN_FILE} has format {coin.get('format')}, this coin-hf reads {FORMAT}: "
+            f"'{name}': {COIN_FILE} has format {format_found}, this coin-hf reads {FORMAT}: "
             "install a newer coin-hf"
         )
-    absolute = _absolute_in(folder.absolute())
+    for file, data, keys in ((COIN_FILE, coin, COIN_KEYS), (RESULT_FILE, result, RESULT_KEYS)):
+        lacking = [key for key in keys if key not in data]
+        if lacking:
+            raise InputError(
+                f"'{name}': {file} lacks {', '.join(lacking)}: download or make it again"
+            )
+    absolute = _absolute_in(folder.resolve())
     return _map_paths(coin, absolute), _map_paths(result, absolute)
 
 
@@ -163,9 +180,11 @@ def push_folder(
     }
     contents[COIN_FILE] = _json(coin).encode()
     contents[RESULT_FILE] = _json(result).encode()
-    contents[CARD_FILE] = str(model_card(result, repo_id)).encode()
+    card = model_card(result, repo_id)
+    contents[CARD_FILE] = str(card).encode()
     api = HfApi(token=token)
     with sentences(repo_id, revision, "model"):
+        _check_card(card, repo_id)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -177,6 +196,18 @@ def push_folder(
             create_pr=create_pr,
         )
     return commit.pr_url or commit.commit_url
+
+
+def _check_card(card: ModelCard, repo_id: str) -> None:
+    """Ask the Hub whether it takes the card, before anything is created there."""
+    try:
+        card.validate()
+    except ValueError as error:
+        faults = " ".join(str(error).removeprefix("Invalid metadata in README.md.").split())
+        raise InputError(
+            f"the Hub refuses the card of '{repo_id}': {faults.removeprefix('- ')}; correct what "
+            "the experts' own cards declare and encode again"
+        ) from error
 
 
 def local_experts(coin: dict[str, Any]) -> list[str]:
@@ -206,7 +237,7 @@ def _put_in_place(draft: Path, folder: Path) -> None:
     folder.rename(old)
     try:
         draft.rename(folder)
-    except OSError:
+    except BaseException:
         old.rename(folder)
         raise
     shutil.rmtree(old)
@@ -231,7 +262,7 @@ def _relative_to(folder: Path) -> Callable[[str], str]:
     def change(path: str) -> str:
         if not os.path.isabs(path):
             return path
-        relative = Path(os.path.relpath(path, folder)).as_posix()
+        relative = Path(os.path.relpath(os.path.realpath(path), folder)).as_posix()
         return relative if relative.startswith(".") else f"./{relative}"
 
     return change

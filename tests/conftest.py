@@ -1,10 +1,16 @@
 """Settings of the whole suite: no network, no progress bars, quiet libraries."""
 
 import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+CACHE = tempfile.TemporaryDirectory(prefix="coin-hf-tests-")
+os.environ["HF_HOME"] = CACHE.name  # neither the user's cache nor the user's token
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -19,3 +25,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
     return folder
+
+
+@pytest.fixture
+def coin_hf(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: arguments -> exit code, stdout, stderr."""
+    from coin_hf.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["coin-hf", *map(str, arguments)])
+        capsys.readouterr()
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run

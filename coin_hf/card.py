@@ -56,14 +56,15 @@ def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
     for erasure in result["erasures"]:
         key = datasets[erasure["missing"]]
         dataset = result["datasets"][key]
+        name = dataset["path"] if _on_hub(dataset["path"]) else key
         nda = erasure["scores"][result["coder"]]["nda"]
         if nda is None:
             continue
         found.append(
             EvalResult(
                 task_type="image-classification",
-                dataset_type=dataset["path"] if _on_hub(dataset["path"]) else key,
-                dataset_name=key,
+                dataset_type=name,
+                dataset_name=name,  # two parts of one dataset become one entry, so not the key
                 dataset_config=dataset.get("config"),
                 dataset_split=result["evaluation"]["split"],
                 dataset_revision=dataset["revision"],

@@ -24,8 +24,8 @@ app = typer.Typer(
     help="Erasure-coded inference: make one coded network that stands in for any missing expert.",
 )
 
-GRACE = 10.0
-"""Seconds for which a process lets the main one speak first."""
+GRACE = 5.0
+"""Seconds for which a process that fails lets another one speak first."""
 
 Overrides = Annotated[
     list[str],
@@ -151,6 +151,10 @@ def main() -> None:
             time.sleep(GRACE)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except Exception:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(GRACE)  # most likely another process ended, and the launcher ends this one
+        raise
 
 
 def _speaks() -> bool:

@@ -1,6 +1,7 @@
 """Hub or folder: pin a revision, fetch the files, turn the Hub's errors into sentences."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,15 @@ from typing import Literal
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 
 from coin_hf.errors import InputError
 
 RepoType = Literal["model", "dataset"]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A full commit SHA: it never moves, so no server need be asked what it means."""
 
 
 def local_folder(path: str) -> Path | None:
@@ -75,14 +81,38 @@ def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
             )
         return found
     with sentences(path, revision, repo_type):
+        ref = _cached_ref(path, revision or constants.DEFAULT_REVISION, repo_type)
         if constants.HF_HUB_OFFLINE:
-            cached = snapshot_download(
-                path, repo_type=repo_type, revision=revision, local_files_only=True
-            )
-            return Path(cached).name
+            if revision is not None and COMMIT.fullmatch(revision):
+                return revision
+            if not ref.is_file():
+                raise InputError(_not_cached(f"{repo_type} '{path}'", revision))
+            return ref.read_text(encoding="utf-8").strip()
         sha = HfApi().repo_info(path, revision=revision, repo_type=repo_type).sha
     assert sha is not None  # the server always sends it for a single repository
+    _remember(ref, sha)
     return sha
+
+
+def _cached_ref(path: str, revision: str, repo_type: RepoType) -> Path:
+    """Return the file in which the Hub's cache keeps the commit that a branch or tag named."""
+    validate_repo_id(path)
+    repo = repo_folder_name(repo_id=path, repo_type=repo_type)
+    return Path(constants.HF_HUB_CACHE, repo, "refs", revision)
+
+
+def _remember(ref: Path, sha: str) -> None:
+    """Keep a commit for work without a network.
+
+    Files are fetched by commit, and for those the client itself keeps no branch.
+    """
+    if ref.name == sha:
+        return
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(sha, encoding="utf-8")
+    except OSError:
+        pass  # a cache that is read-only serves those who are online as well
 
 
 def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
@@ -142,32 +172,46 @@ def sentences(path: str, revision: str | None, repo_type: RepoType) -> Iterator[
             "log in with `hf auth login` if it is private"
         ) from error
     except (hub_errors.OfflineModeIsEnabled, hub_errors.LocalEntryNotFoundError) as error:
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub is out of reach"
-        at = f" at revision '{revision}'" if revision else ""
-        raise InputError(
-            f"the {what}{at} is not in the local cache and {reason}: "
-            "download it once with a network, or give a folder"
-        ) from error
+        raise InputError(_not_cached(what, revision)) from error
     except hub_errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise InputError(
-                f"the Hub refused access to the {what} ({status}): log in with `hf auth login`, "
-                f"with a token that may write if you push ({error.server_message or 'no details'})"
-            ) from error
-        raise InputError(
-            f"the Hub answered {status} for the {what}: "
-            f"{error.server_message or error.response.reason_phrase}; try again later"
-        ) from error
+        raise InputError(_refused(what, error)) from error
     except hub_errors.LocalTokenNotFoundError as error:
         raise InputError(f"no token for the {what}: log in with `hf auth login`") from error
     except Exception as error:
+        # The client wraps whatever goes wrong in the upload of a large file.
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None
+        if isinstance(cause, hub_errors.HfHubHTTPError):
+            raise InputError(_refused(what, cause)) from error
         # The client lets its HTTP library's own connection errors through, and that library has
         # changed between its releases; only their names stayed.
-        names = {cls.__name__ for cls in type(error).__mro__}
+        cause = cause or error
+        names = {cls.__name__ for cls in type(cause).__mro__}
         if names & {"TransportError", "ConnectionError", "TimeoutException"}:
             raise InputError(
-                f"cannot reach the Hub for the {what} ({type(error).__name__}): check the network, "
+                f"cannot reach the Hub for the {what} ({type(cause).__name__}): check the network, "
                 "or set HF_HUB_OFFLINE=1 to work from the local cache"
             ) from error
         raise
+
+
+def _not_cached(what: str, revision: str | None) -> str:
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub is out of reach"
+    at = f" at revision '{revision}'" if revision else ""
+    return (
+        f"the {what}{at} is not in the local cache and {reason}: "
+        "download it once with a network, or give a folder"
+    )
+
+
+def _refused(what: str, error: hub_errors.HfHubHTTPError) -> str:
+    status = error.response.status_code
+    details = "; ".join((error.server_message or "").split("\n"))
+    if status in (401, 403):
+        return (
+            f"the Hub refused access to the {what} ({status}): log in with `hf auth login`, "
+            f"with a token that may write if you push ({details or 'no details'})"
+        )
+    return (
+        f"the Hub answered {status} for the {what}: "
+        f"{details or error.response.reason_phrase}; try again later"
+    )

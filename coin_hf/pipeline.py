@@ -160,9 +160,10 @@ def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
             )
     changed = recorded.override(overrides)
     datasets = dict(changed.datasets)
-    for key, old in recorded.datasets.items():
-        if datasets[key].path != old.path and datasets[key].revision == old.revision:
-            datasets[key] = datasets[key].model_copy(update={"revision": None})
+    for key, block in changed.datasets.items():
+        old = recorded.datasets.get(key, block)
+        if block.path != old.path and block.revision == old.revision:
+            datasets[key] = block.model_copy(update={"revision": None})
     return _pin_datasets(changed.model_copy(update={"datasets": datasets}))
 
 

@@ -128,8 +128,8 @@ class Hub:
         """All requests, as "METHOD /path"."""
         self.ranges = 0
         """Answers that held a part of a file."""
-        self.full = False
-        """Whether the account's storage is used up."""
+        self.full: set[str] = set()
+        """Namespaces whose storage is used up."""
         self._signature = secrets.token_urlsafe(16)
         store.mkdir(parents=True)
 
@@ -329,14 +329,14 @@ class Hub:
     async def lfs_batch(self, request: Request) -> Response:
         """Say where each object is to be put, or that it is there already."""
         self._found(request, write=True)
-        asked = await request.json()
+        asked, owner = await request.json(), request.path_params["owner"]
         objects = []
         for one in asked["objects"]:
             answer = {"oid": one["oid"], "size": one["size"]}
             if not (self.store / one["oid"]).exists():
                 answer["authenticated"] = True
                 answer["actions"] = {
-                    "upload": {"href": self._signed(one["oid"])},
+                    "upload": {"href": f"{self._signed(one['oid'])}&owner={owner}"},
                     "verify": {"href": f"{self.endpoint}/lfs/verify"},
                 }
             objects.append(answer)
@@ -397,7 +397,7 @@ class Hub:
         path = self.store / request.path_params["oid"]
         if request.method == "PUT":
             content = await request.body()
-            if self.full:
+            if request.query_params["owner"] in self.full:
                 raise refusal(403, "Storage limit reached")
             if hashlib.sha256(content).hexdigest() != path.name:
                 raise refusal(400, "The content does not have that SHA-256")

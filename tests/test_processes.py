@@ -1,0 +1,127 @@
+"""Several processes: the same coded model and numbers as one, told and written once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from builders import digits, recipe_dict, save_timm, timm_model
+from safetensors.torch import load_file
+
+from coin_hf.pipeline import encode
+from coin_hf.recipe import Recipe
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "-m"]
+
+
+def launch(launcher: list[str], recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run `coin-hf encode RECIPE` under a launcher."""
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, "coin_hf", "encode", str(recipe), *options],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def write(folder: Path, world: Path, **changes: Any) -> Path:
+    recipe = {**recipe_dict(world), "lam": "auto", "output": str(folder / "coded"), **changes}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal plain data, numbers to a relative 1e-5."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == pytest.approx(b, rel=1e-5) if isinstance(a, float) else a == b
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The coded model that this one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    recipe = Recipe.from_yaml(write(folder, world, evaluation={"batch_size": 16}))
+    encode(recipe).save_pretrained(folder / "coded")
+    return folder / "coded"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"), [(TORCHRUN, 2), (ACCELERATE, 1)], ids=["torchrun", "accelerate"]
+)
+def test_the_same_model_and_numbers_in_any_number_of_processes(
+    launcher: list[str], processes: int, world: Path, tmp_path: Path, alone: Path
+) -> None:
+    done = launch(launcher, write(tmp_path, world, evaluation={"batch_size": 16}), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # one object and nothing else: one process talked
+    assert result["run"]["processes"] == processes
+    assert done.stderr.count("saved to") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coded", "recipe.yaml"]
+
+    expected = load_file(alone / "model.safetensors")
+    found = load_file(tmp_path / "coded" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+    one = json.loads((alone / "result.json").read_text())
+    keys = ("betas", "lam", "lam_choice", "samples", "erasures", "mean_nda")
+    for key in keys:
+        assert same(result[key], one[key]), (key, result[key], one[key])
+    assert sum(erasure["points"] for erasure in result["erasures"]) == 100
+
+
+def sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence of a failed run: what the launcher itself tells of it may stand around."""
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert "cli.py" not in done.stderr, "a traceback of ours"
+    (found,) = re.findall("^error: (.*)", done.stderr, flags=re.MULTILINE)
+    return found
+
+
+def test_a_mistake_ends_all_processes_with_one_sentence(world: Path, tmp_path: Path) -> None:
+    # The main process opens experts first: the other one waits for it when it fails.
+    save_timm(tmp_path / "odd", timm_model())
+    with (tmp_path / "odd" / "model.safetensors").open("r+b") as stream:
+        stream.truncate(100_000)
+    experts = [{"model": str(tmp_path / "odd"), "dataset": "low"}]
+    recipe = write(tmp_path, world, experts=experts + recipe_dict(world)["experts"][1:])
+    found = sentence(launch(TORCHRUN, recipe))
+    assert "expert 'odd': model.safetensors is damaged or cut short" in found
+    assert not (tmp_path / "coded").exists()
+
+
+def test_a_mistake_that_one_process_meets_is_told_too(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    digits(slice(0, 200)).to_parquet(folder / "train-00000-of-00001.parquet")
+    test = digits(slice(200, 300)).cast_column("image", datasets.Image(decode=False))
+    rows = test.to_list()
+    second = [i for i, row in enumerate(rows) if row["label"] < 5][16]
+    rows[second]["image"]["bytes"] = b"no image"  # in the second batch: the second process's
+    datasets.Dataset.from_list(rows, features=digits(slice(0, 1)).features).to_parquet(
+        folder / "test-00000-of-00001.parquet"
+    )
+    blocks = {
+        key: {"path": str(folder), "labels": labels}
+        for key, labels in {"low": [0, 1, 2, 3, 4], "high": [5, 6, 7, 8, 9]}.items()
+    }
+    recipe = write(tmp_path, world, datasets=blocks, evaluation={"batch_size": 16}, lam=0.1)
+    assert f"the image in row {second} of the split 'test' of dataset 'low' is damaged" in sentence(
+        launch(TORCHRUN, recipe)
+    )
+    assert not (tmp_path / "coded").exists()

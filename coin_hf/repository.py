@@ -203,10 +203,13 @@ def _check_card(card: ModelCard, repo_id: str) -> None:
     try:
         card.validate()
     except ValueError as error:
-        faults = " ".join(str(error).removeprefix("Invalid metadata in README.md.").split())
+        try:
+            faults = "; ".join(fault["message"] for fault in json.loads(str(error))["errors"])
+        except (ValueError, KeyError, TypeError):
+            faults = " ".join(str(error).split())
         raise InputError(
-            f"the Hub refuses the card of '{repo_id}': {faults.removeprefix('- ')}; correct what "
-            "the experts' own cards declare and encode again"
+            f"the Hub refuses the card of '{repo_id}': {faults}; correct what the experts' own "
+            "cards declare and encode again"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from coin_hf.betas import check_betas
@@ -64,7 +65,8 @@ class ErasureCode:
             raise ValueError(
                 f"expected the outputs of {len(self.betas)} experts, got {len(outputs)}"
             )
-        return {0: _weighted_sum(dict(enumerate(outputs)), self.betas)}
+        coded = _weighted_sum(dict(enumerate(outputs)), self.betas)
+        return {0: coded.to(outputs[0].dtype)}
 
     def decode(
         self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
@@ -95,13 +97,19 @@ class ErasureCode:
                 f"{sorted(coded)}: one coded model replaces one missing expert"
             )
         i = missing[0]
-        return {i: (coded[0] - _weighted_sum(experts, self.betas)) / self.betas[i]}
+        answer = (_wide(coded[0]) - _weighted_sum(experts, self.betas)) / self.betas[i]
+        return {i: answer.to(coded[0].dtype)}
 
 
 def _weighted_sum(outputs: Mapping[int, Tensor], betas: Sequence[float]) -> Tensor:
-    """Sum beta_i f_i over the experts present, in their order."""
+    """Sum beta_i f_i over the experts present, in their order, in float32 or better."""
     first, *rest = sorted(outputs)
-    total = betas[first] * outputs[first]
+    total = betas[first] * _wide(outputs[first])
     for i in rest:
-        total = total + betas[i] * outputs[i]
+        total = total + betas[i] * _wide(outputs[i])
     return total
+
+
+def _wide(output: Tensor) -> Tensor:
+    """Widen half precision: decoding would amplify its rounding at every step."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))

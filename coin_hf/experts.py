@@ -12,6 +12,7 @@ from huggingface_hub.repocard import RepoCard
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from coin_hf.errors import InputError
 from coin_hf.hub import fetch, pin
@@ -26,6 +27,8 @@ FILES = [
     "README.md",
 ]
 """What an expert's repository is read for; everything else stays on the Hub."""
+
+TIMM_OBJECTS = ("model_args", "pretrained_cfg")
 
 PICKLES = (".bin", ".pt", ".pth")
 
@@ -98,7 +101,8 @@ def load_expert(
         library = "timm" if "architecture" in config else "transformers"
     _check_weights(folder, name)
     build = _timm if library == "timm" else _transformers
-    parts = build(folder, config, name)
+    with torch.random.fork_rng(devices=[]):  # a network is built with random weights first
+        parts = build(folder, config, name)
     expert = Expert(
         name=name,
         repo=repo_or_path,
@@ -160,12 +164,18 @@ def _check_weights(folder: Path, name: str) -> None:
 
 
 def _timm(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    model_args = dict(config.get("model_args") or {})
+    architecture = config.get("architecture")
+    model_args, pretrained_cfg = (dict(_object(config, key, name)) for key in TIMM_OBJECTS)
+    if not isinstance(architecture, str):
+        raise InputError(
+            f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
+            f"(got {architecture!r}): save it with timm's `save_for_hf`, or set `library`"
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
     model_args.pop("num_classes", None)  # it stands beside `architecture`, and once is enough
-    pretrained_cfg = dict(config.get("pretrained_cfg") or {})
     if "num_classes" in config:
         pretrained_cfg["num_classes"] = config["num_classes"]
-    architecture = config.get("architecture", "")
     try:
         model: Any = timm.create_model(
             architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
@@ -180,14 +190,25 @@ def _timm(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
         model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     _fit(model, state, name)
     labels = config.get("label_names")
+    if not isinstance(labels, list) or len(labels) != model.num_classes:
+        labels = None
     channels = model_args.get("in_chans") or model.pretrained_cfg["input_size"][0]
     return {
-        "architecture": {"architecture": architecture, **model_args},
+        "architecture": {"architecture": architecture, **_function(model_args)},
         "model": model,
         "num_classes": int(model.num_classes),
         "preprocessing": timm_preprocessing(model.pretrained_cfg, _known_channels(channels, name)),
-        "label_names": tuple(labels) if isinstance(labels, list) else None,
+        "label_names": None if labels is None else tuple(map(str, labels)),
     }
+
+
+def _object(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(
+            f"expert '{name}': `{key}` in config.json must be an object, got {value!r}"
+        )
+    return value
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
@@ -220,18 +241,26 @@ def _transformers(folder: Path, config: dict[str, Any], name: str) -> dict[str, 
 
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
             f"expert '{name}': transformers cannot load it as an image classifier "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
+    faults = [f"missing '{key}'" for key in sorted(loading["missing_keys"])]
+    faults += [
+        f"'{key}' has shape {tuple(held)}, expected {tuple(expected)}"
+        for key, held, expected in sorted(loading["mismatched_keys"])
+    ]
+    if faults:
         raise InputError(
-            f"expert '{name}': model.safetensors lacks {', '.join(missing)}; give a checkpoint "
-            "fine-tuned for image classification"
+            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}; "
+            "give a checkpoint fine-tuned for image classification"
         )
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
     generic = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
@@ -246,7 +275,7 @@ def _transformers(folder: Path, config: dict[str, Any], name: str) -> dict[str, 
 
 
 def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a transformers config what changes the network's function in eval mode."""
+    """Keep of a configuration what changes the network's function in eval mode."""
     beside = ("label", "_name_or_path", "transformers_version", "dtype", "architectures", "drop")
     return {
         key: value
@@ -261,7 +290,7 @@ def _license(folder: Path) -> str | None:
         return None
     try:
         data = RepoCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except ValueError:
+    except (ValueError, YAMLError):
         return None  # a card that is not valid YAML declares nothing
     license_name = ModelCardData(**data.to_dict(), ignore_metadata_errors=True).license
     return license_name if isinstance(license_name, str) else None

@@ -50,7 +50,7 @@ def timm_preprocessing(pretrained_cfg: dict[str, Any], channels: int) -> Preproc
     """
     settings = resolve_data_config({}, pretrained_cfg=pretrained_cfg)
     transform = create_transform(**settings, is_training=False)
-    return Preprocessing(settings, channels, transform)
+    return Preprocessing(_plain(settings), channels, transform)
 
 
 def transformers_preprocessing(folder: Path, name: str, channels: int) -> Preprocessing:
@@ -80,4 +80,9 @@ def transformers_preprocessing(folder: Path, name: str, channels: int) -> Prepro
     def transform(image: Image) -> Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    return Preprocessing(processor.to_dict(), channels, transform, processor)
+    return Preprocessing(_plain(processor.to_dict()), channels, transform, processor)
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Write tuples as lists: a library's defaults are tuples, what a file declares are lists."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}

@@ -54,6 +54,18 @@ def test_an_error_of_the_coded_answer_is_amplified_by_one_over_beta() -> None:
         torch.testing.assert_close(error, torch.full_like(error, factor))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    code = ErasureCode([0.1, 0.6, 0.3])
+    f = list(torch.randn(3, 50, 10, generator=torch.Generator().manual_seed(0)).to(dtype))
+    coded = code.encode(f)
+    assert torch.equal(coded[0], code.encode([x.float() for x in f])[0].to(dtype))
+    for missing in range(3):
+        there = {i: x for i, x in enumerate(f) if i != missing}
+        wide = code.decode({i: x.float() for i, x in there.items()}, {0: coded[0].float()})
+        assert torch.equal(code.decode(there, coded)[missing], wide[missing].to(dtype))
+
+
 def test_the_order_in_which_answers_come_does_not_matter() -> None:
     code = ErasureCode([0.1, 0.2, 0.3, 0.4])
     f = list(torch.randn(4, 8, 10))

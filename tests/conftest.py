@@ -43,3 +43,17 @@ def coin_hf(
         return int(stopped.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The coded model of unequal betas and a chosen lambda, beside its experts and digits."""
+    from builders import make_world
+
+    from coin_hf.pipeline import encode
+    from coin_hf.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("coded")
+    recipe = make_world(folder, betas=[0.25, 0.75], lam="auto", evaluation={"batch_size": 16})
+    encode(Recipe.from_yaml(recipe)).save_pretrained(folder / "coded")
+    return folder / "coded"

@@ -1,5 +1,6 @@
 """One split of a HF dataset as rows of image and label: found by type, filtered, batched."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,13 +11,20 @@ import datasets
 import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from coin_hf.errors import InputError
-from coin_hf.hub import local_folder, sentences
+from coin_hf.hub import COMMIT, local_folder, sentences
 from coin_hf.recipe import DatasetBlock
 
 SHUFFLE_BUFFER = 1000
 """Rows of a streamed dataset among which the next one is drawn."""
+
+SHOWN = 20
+"""Class names listed in a message."""
+
+UNKNOWN = -1
+"""How datasets spell the label of a row that has none, as test splits of challenges do."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +34,41 @@ class Row:
     position: int
     """Its number in the split."""
     label: int | None
-    encoded: dict[str, Any]
+    encoded: dict[str, Any] | None
+    origin: str
+    """Where it lies, for messages."""
 
     @property
     def image(self) -> PIL.Image.Image:
         """The decoded image.
 
         Raises:
-            InputError: If it cannot be decoded.
+            InputError: If there is none, or it cannot be decoded.
         """
+        if self.encoded is None:
+            raise InputError(f"{self.origin} holds no image: leave that row out of the dataset")
         try:
             return Image().decode_example(self.encoded)
         except (OSError, SyntaxError) as error:
-            raise InputError(f"the image in row {self.position} is damaged: {error}") from error
+            reason = re.sub(r" <.*>", "", str(error))  # Pillow shows the object it reads from
+            raise InputError(
+                f"the image in {self.origin} is damaged ({reason}): download the dataset again, "
+                "or leave that row out"
+            ) from error
+
+    @property
+    def truth(self) -> int:
+        """The label.
+
+        Raises:
+            InputError: If it is not known.
+        """
+        if self.label is None:
+            raise InputError(
+                f"{self.origin} has no label to measure NDA with: choose a split with labels, or "
+                "a label filter that leaves such rows out"
+            )
+        return self.label
 
 
 class LabelledImages:
@@ -87,7 +117,11 @@ class LabelledImages:
                 f"dataset '{self.name}' has no label column to measure NDA with, only "
                 f"{_described(self.features)}: name one as datasets.{self.name}.label"
             )
-        if isinstance(self.data, Dataset) and not len(self._positions(self.data)):
+        if isinstance(self.data, Dataset):
+            empty = not len(self._positions(self.data))
+        else:
+            empty = next(self._stream(), None) is None
+        if empty:
             raise InputError(
                 f"dataset '{self.name}' has no image in its split '{self.split}' that passes its "
                 "label filter: choose another split or filter"
@@ -197,9 +231,10 @@ class LabelledImages:
         kept = set()
         for label in wanted:
             if isinstance(label, str) and label not in names:
+                shown = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
                 raise InputError(
                     f"dataset '{self.name}' has no class '{label}': its classes are "
-                    f"{', '.join(names) or 'not named, use numbers'}"
+                    f"{', '.join(shown) or 'not named, use numbers'}"
                 )
             kept.add(names.index(label) if isinstance(label, str) else label)
         return kept
@@ -208,34 +243,39 @@ class LabelledImages:
         """Positions of the rows that pass the label filter, ascending."""
         if self.label_column is None:
             return np.arange(len(data))
-        labels = np.asarray(data[self.label_column][:], dtype=np.int64)
-        for label in (labels.min(initial=0), labels.max(initial=0)):
-            self._check_label(int(label), int((labels == label).argmax()))
-        if self.kept is None:
-            return np.arange(len(data))
-        return np.flatnonzero(np.isin(labels, sorted(self.kept)))
+        labels = np.array([_known(label) for label in data[self.label_column][:]], dtype=np.int64)
+        kept = np.arange(len(data))
+        if self.kept is not None:
+            kept = np.flatnonzero(np.isin(labels, sorted(self.kept)))
+        wrong = kept[(labels[kept] < UNKNOWN) | (labels[kept] >= self.num_classes)]
+        if len(wrong):
+            self._check_label(int(labels[wrong[0]]), int(wrong[0]))
+        return kept
 
     def _rows_at(self, positions: np.ndarray) -> Iterator[Row]:
         columns = self.data[positions.tolist()]
         images = columns[self.image_column]
         labels = columns[self.label_column] if self.label_column else [None] * len(images)
         for position, image, label in zip(positions.tolist(), images, labels, strict=True):
-            yield Row(position, label, image)
+            yield self._row(position, _known(label), image)
 
     def _stream(self) -> Iterator[Row]:
         for position, columns in enumerate(self.data):
-            label = columns[self.label_column] if self.label_column else None
-            if label is not None:
-                self._check_label(label, position)
+            label = _known(columns[self.label_column] if self.label_column else None)
             if self.kept is None or label in self.kept:
-                yield Row(position, label, columns[self.image_column])
+                self._check_label(label, position)
+                yield self._row(position, label, columns[self.image_column])
+
+    def _row(self, position: int, label: int, image: dict[str, Any] | None) -> Row:
+        origin = f"row {position} of the split '{self.split}' of dataset '{self.name}'"
+        return Row(position, None if label == UNKNOWN else label, image, origin)
 
     def _check_label(self, label: int, position: int) -> None:
-        if not 0 <= label < self.num_classes:
+        if not UNKNOWN <= label < self.num_classes:
             raise InputError(
                 f"dataset '{self.name}' has the label {label} in row {position} of '{self.split}', "
                 f"but the experts know {self.num_classes} classes (0 to {self.num_classes - 1}): "
-                "give the dataset they were fine-tuned on"
+                "give the dataset they were fine-tuned on, or filter its labels"
             )
 
 
@@ -244,27 +284,46 @@ def _open(name: str, block: DatasetBlock, split: str) -> Dataset | IterableDatas
     try:
         if folder is not None and _saved_to_disk(folder):
             saved = datasets.load_from_disk(str(folder))
-            if isinstance(saved, Mapping):
-                if split not in saved:
-                    raise ValueError(f"Unknown split '{split}', expected one of {list(saved)}")
-                saved = saved[split]
+            if not isinstance(saved, Mapping):
+                saved = {str(saved.split or "train"): saved}
+            if split not in saved:
+                raise ValueError(f"Unknown split '{split}', expected one of {list(saved)}")
+            saved = saved[split]
             return saved.to_iterable_dataset() if block.streaming else saved
         with sentences(block.path, block.revision, "dataset"):
-            return datasets.load_dataset(
+            data = datasets.load_dataset(
                 block.path if folder is None else str(folder),
                 block.config,
                 split=split,
                 revision=block.revision if folder is None else None,
                 streaming=block.streaming,
             )
+            if folder is None and not _is_commit(data, block.revision):
+                raise LocalEntryNotFoundError("the cache holds another commit")
+        return data
     except InputError:
         raise
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ or error
         raise InputError(
             f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
             f"{' '.join(str(cause).split())[:300]}"
         ) from error
+
+
+def _known(label: int | None) -> int:
+    """Write a label that is absent as `UNKNOWN`."""
+    return UNKNOWN if label is None else label
+
+
+def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
+    """Say whether a Hub dataset is of the commit asked for.
+
+    Without a network, `datasets` takes the newest commit in its cache, whichever was asked for.
+    """
+    if revision is None or not COMMIT.fullmatch(revision) or not isinstance(data, Dataset):
+        return True
+    return all(Path(file["filename"]).parent.name == revision for file in data.cache_files)
 
 
 def _saved_to_disk(folder: Path) -> bool:

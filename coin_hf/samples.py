@@ -43,7 +43,7 @@ class Samples:
         """
         if share == 0:
             return self, self
-        aside = [int(share * len(rows)) for rows in self.rows]
+        aside = [int(round(share * len(rows), 9)) for rows in self.rows]
         if not all(0 < n < len(rows) for n, rows in zip(aside, self.rows, strict=True)):
             raise InputError(
                 f"samples.held_out = {share:g} of {min(map(len, self.rows))} samples per expert "

@@ -217,7 +217,7 @@ def test_evaluate_repeats_the_result_or_measures_other_data(coded: Path, tmp_pat
     assert revisions == {block.revision for block in resolve(pinned).datasets.values()}
     assert revisions != {block["revision"] for block in first["datasets"].values()}
 
-    with pytest.raises(InputError, match="'betas=.*encode again"):
+    with pytest.raises(InputError, match=r"'betas=.*encode again"):
         evaluate(coded, overrides=["betas=[0.5, 0.5]"])
 
 

@@ -471,7 +471,7 @@ import re
 import numpy as np
 import timm
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -530,6 +530,9 @@ for block in re.findall(r"```python\\n(.*?)```", card.text, re.DOTALL):
     report["blocks"].append(type(result).__name__)
     if "logits" in names:
         report["shapes"] = [list(tensor.shape) for tensor in names["logits"]]
+
+weights = HfApi().parse_safetensors_file_metadata("me/coded", "model.safetensors")
+report["header"] = [weights.metadata, sorted(weights.tensors)]
 
 vit = AutoModelForImageClassification.from_pretrained("me/coded-vit").eval()
 coded_vit = CodedEnsemble.from_pretrained("me/coded-vit", experts=True)
@@ -594,6 +597,15 @@ def test_timm_transformers_and_coin_hf_load_the_same_network(loaded: dict[str, A
     assert loaded["same input"]
     assert loaded["finite"]
     assert loaded["bit-equal"] == [True, True]
+
+
+def test_the_weights_declare_their_format_and_are_read_in_part(
+    hub: Hub, loaded: dict[str, Any], folder: Path
+) -> None:
+    metadata, names = loaded["header"]
+    assert metadata == {"format": "pt"}
+    assert names == sorted(load_file(folder / "low" / "model.safetensors"))
+    assert hub.ranges > 0
 
 
 def test_the_pipeline_names_the_class_that_the_logits_name(loaded: dict[str, Any]) -> None:
@@ -726,8 +738,13 @@ report["no commit"] = refused("me/coded", revision="0" * 40)
 def offline(commands: dict[str, dict[str, Any]], user: Path) -> dict[str, Any]:
     """The same user as before, with HF_HUB_OFFLINE=1 and no Hub to reach."""
     args = ["encode", str(user / "recipe.yaml"), "-o", f"output={user / 'offline'}"]
+    other = ["-o", f"output={user / 'refused'}", "-o", f"datasets.high.revision={'f' * 40}"]
+    said = {
+        "encode": {"args": args, "token": None},
+        "other data": {"args": [*args, *other], "token": None},
+    }
     env = {**environment("http://127.0.0.1:9", user / "home"), "HF_HUB_OFFLINE": "1"}
-    return python(OFFLINE, {"encode": {"args": args, "token": None}}, env)
+    return python(OFFLINE, said, env)
 
 
 def test_a_recipe_runs_again_offline(offline: dict[str, Any], user: Path) -> None:
@@ -738,6 +755,15 @@ def test_a_recipe_runs_again_offline(offline: dict[str, Any], user: Path) -> Non
     assert first["experts"] == second["experts"]
     assert first["datasets"] == second["datasets"]
     assert numbers(first) == pytest.approx(numbers(second), rel=1e-6)
+
+
+def test_offline_data_of_another_revision_is_refused(offline: dict[str, Any], user: Path) -> None:
+    assert offline["other data"]["code"] == 2, offline["other data"]
+    assert (
+        f"error: the dataset 'me/digits' at revision '{'f' * 40}' is not in the local cache and "
+        "HF_HUB_OFFLINE is set" in offline["other data"]["err"]
+    )
+    assert not (user / "refused").exists()
 
 
 def test_a_coded_model_loads_again_offline(

@@ -57,6 +57,9 @@ def decode_missing(
 ) -> dict[str, Tensor]:
     """Answer for one missing expert by each coded answer and by the two controls.
 
+    It is computed in float64 and rounded once to the missing expert's dtype, so that what is
+    measured is the coded model and no rounding of the code: the exact code keeps even ties.
+
     Args:
         missing: The expert's number i.
         experts: The logits of all N experts, each (B, K); the missing one's serve the control
@@ -67,17 +70,19 @@ def decode_missing(
     Returns:
         fhat_i, shape (B, K), by method.
     """
-    there = {j: logits for j, logits in enumerate(experts) if j != missing}
-    answers = {name: code.decode(there, {0: c})[missing] for name, c in coded.items()}
-    answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(experts))[missing]
-    share = 1 - code.betas[missing]
-    answers[NO_CODED_MODEL] = sum((code.betas[j] / share) * logits for j, logits in there.items())  # type: ignore[assignment]  # at least one expert is there
-    return answers
+    wide = [logits.double() for logits in experts]
+    there = {j: logits for j, logits in enumerate(wide) if j != missing}
+    answers = {name: code.decode(there, {0: c.double()})[missing] for name, c in coded.items()}
+    answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))[missing]
+    share = sum(code.betas[j] for j in there)
+    weighted = [(code.betas[j] / share) * logits for j, logits in there.items()]
+    answers[NO_CODED_MODEL] = torch.stack(weighted).sum(0)
+    return {name: answer.to(experts[missing].dtype) for name, answer in answers.items()}
 
 
 def coding_errors(experts: Sequence[Tensor], coded: Tensor, code: ErasureCode) -> Tensor:
-    """Return ||f_c(x) - sum_i beta_i f_i(x)||^2 for each input, shape (B,)."""
-    return (coded - code.encode(experts)[0]).square().sum(1)
+    """Return ||f_c(x) - sum_i beta_i f_i(x)||^2 for each input, float64, shape (B,)."""
+    return (coded.double() - code.encode([f.double() for f in experts])[0]).square().sum(1)
 
 
 def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor | None) -> Score:
@@ -139,6 +144,7 @@ def evaluate_erasures(
         One entry for each expert, in order, the same in every process.
     """
     erasures = []
+    dtype = next(next(iter(experts.values())).parameters()).dtype
     shard = (accelerator.process_index, accelerator.num_processes)
     for i, (name, test_set) in enumerate(zip(experts, test_sets, strict=True)):
         batches = test_set.batches(batch_size, limit=limit, seed=(seed, i), shard=shard)
@@ -150,17 +156,17 @@ def evaluate_erasures(
             disable=not (progress and accelerator.is_main_process),
         )
         for number, rows in bar:
-            x = torch.stack([preprocessing(row.image) for row in rows]).to(accelerator.device)
-            f = [call(model, x) for model in experts.values()]
-            c = {method: call(model, x) for method, model in coded.items()}
+            images = torch.stack([preprocessing(row.image) for row in rows])  # (B, C, H, W)
+            x = images.to(accelerator.device, dtype)
+            f = [call(model, x).cpu() for model in experts.values()]
+            c = {method: call(model, x).cpu() for method, model in coded.items()}
             answers = {
-                method: logits.argmax(1).cpu()
-                for method, logits in decode_missing(i, f, c, code).items()
+                method: logits.argmax(1) for method, logits in decode_missing(i, f, c, code).items()
             }
-            answers["expert"] = f[i].argmax(1).cpu()
-            answers["labels"] = torch.tensor([row.label for row in rows])
-            c[OUTPUT_AVERAGE] = code.encode(f)[0]
-            errors = {method: coding_errors(f, logits, code).cpu() for method, logits in c.items()}
+            answers["expert"] = f[i].argmax(1)
+            answers["labels"] = torch.tensor([row.truth for row in rows])
+            c[OUTPUT_AVERAGE] = code.encode([logits.double() for logits in f])[0]
+            errors = {method: coding_errors(f, logits, code) for method, logits in c.items()}
             parts.append((number, answers, errors))
         if accelerator.num_processes > 1:
             parts = gather_object(parts)

@@ -1,5 +1,6 @@
 """Raw logits out of whatever a classifier returns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def call(model: nn.Module, inputs: Any) -> Tensor:
         TypeError: If the model returns neither a tensor nor an object with `.logits`.
         ValueError: If the logits do not have shape (B, K).
     """
-    output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -41,7 +42,7 @@ def call(model: nn.Module, inputs: Any) -> Tensor:
 
 def to_device(inputs: Any, device: torch.device | str) -> Any:
     """Move a tensor, or every tensor of a mapping, to `device`."""
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
     return inputs.to(device, non_blocking=True)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from coin_hf.report import table
+from coin_hf.report import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
 FIGURE = "nda.png"
@@ -79,11 +79,11 @@ def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
 def _text(result: dict[str, Any], repo_id: str) -> str:
     names = [expert["name"] for expert in result["experts"]]
     betas = ", ".join(
-        f"{beta:g} ({name})" for beta, name in zip(result["betas"], names, strict=True)
+        f"{beta:g} ({cell(name)})" for beta, name in zip(result["betas"], names, strict=True)
     )
     samples = result["samples"]
     experts = "\n".join(
-        f"| {e['name']} | {_link(e['model'])} | `{e['revision']}` | {e['dataset']} |"
+        f"| {cell(e['name'])} | {_link(e['model'])} | `{e['revision']}` | {cell(e['dataset'])} |"
         for e in result["experts"]
     )
     run = result["run"]

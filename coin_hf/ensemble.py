@@ -105,6 +105,7 @@ class CodedEnsemble:
             raise ValueError(
                 f"experts {sorted(set(missing))} are missing, but one coded model replaces one"
             )
+        x = x.to(next(self.model.parameters()).dtype)  # transforms know no half precision
         answers = {
             i: call(expert.model, x) for i, expert in enumerate(self.experts) if i not in missing
         }

@@ -44,16 +44,21 @@ def table(result: dict[str, Any], style: Literal["plain", "markdown"] = "plain")
         rows.append(["average", TITLES[method], _number(mean), "", "", "", ""])
     if style == "markdown":
         lines = [head, ["---", "---", *["---:"] * 5], *rows]
-        return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+        return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in lines)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if i < 2 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in lines
     )
+
+
+def cell(text: str) -> str:
+    """Escape what would end a cell of a markdown table."""
+    return text.replace("|", "\\|")
 
 
 def figure(result: dict[str, Any], path: Path) -> None:
@@ -70,12 +75,14 @@ def figure(result: dict[str, Any], path: Path) -> None:
     methods = list(result["mean_nda"])
     groups = [erasure["missing"] for erasure in erasures]
     width = 0.8 / len(methods)
+    highest = 100.0  # NDA may lie above
     canvas = Figure(figsize=(max(6.4, 1.6 * len(groups) + 3.2), 4), layout="constrained")
     FigureCanvasAgg(canvas)  # the file-writing backend, whatever the caller's own is
     axes = canvas.subplots()
     colors = {"coin": "#1f4e8c", "averaging": "#e08a1e", OUTPUT_AVERAGE: "#b8b8b8"}
     for k, method in enumerate(methods):
         heights = [erasure["scores"][method]["nda"] or 0.0 for erasure in erasures]
+        highest = max(highest, *heights)
         places = [g + (k - (len(methods) - 1) / 2) * width for g in range(len(groups))]
         bars = axes.bar(
             places, heights, 0.92 * width, label=TITLES[method], color=colors.get(method, "#6b6b6b")
@@ -84,7 +91,7 @@ def figure(result: dict[str, Any], path: Path) -> None:
         axes.bar_label(bars, labels=labels, fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), [f"'{group}' missing" for group in groups])
     axes.set_ylabel("normalized decoding accuracy (%)")
-    axes.set_ylim(0, 112)
+    axes.set_ylim(0, 1.12 * highest)  # room for the numbers on the bars
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize=9)
     canvas.savefig(path, dpi=150)

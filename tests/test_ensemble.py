@@ -98,9 +98,9 @@ def test_an_expert_that_changed_since_is_refused(coded: Path, tmp_path: Path) ->
 
 
 def test_what_is_no_coded_model_is_refused(coded: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a coded model .it has no coin.json"):
+    with pytest.raises(InputError, match=r"is not a coded model .it has no coin.json"):
         CodedEnsemble.from_pretrained(coded.parent / "low")
-    with pytest.raises(InputError, match="there is no folder .* give an existing folder or a Hub"):
+    with pytest.raises(InputError, match=r"there is no folder .* give an existing folder"):
         CodedEnsemble.from_pretrained(tmp_path / "nothing")
     with pytest.raises(InputError, match="the model 'me/nothing' is not in the local cache"):
         CodedEnsemble.from_pretrained("me/nothing")
@@ -172,15 +172,12 @@ def test_transformers_experts(tmp_path: Path, x: Tensor) -> None:
     }  # fmt: skip
     read = CodedEnsemble.from_pretrained(tmp_path / "coded", experts=True)
     plain = AutoModelForImageClassification.from_pretrained(tmp_path / "coded").eval()
-    experts = [
-        AutoModelForImageClassification.from_pretrained(tmp_path / name).eval()
-        for name in ("low", "high")
-    ]
+    expert = AutoModelForImageClassification.from_pretrained(tmp_path / "low").eval()
     with torch.no_grad():
         expected = made.model(x).logits
         assert torch.equal(read.model(x).logits, expected)
         assert torch.equal(plain(x).logits, expected)
-        low, high = (expert(x).logits for expert in experts)
+        low = expert(x).logits
         decoded = read(x, missing=[1])
     assert torch.equal(decoded[0], low)
     assert torch.equal(decoded[1], (expected - 0.25 * low) / 0.75)
@@ -208,5 +205,6 @@ def test_half_precision_experts(tmp_path: Path) -> None:
     assert {p.dtype for p in read.model.parameters()} == {torch.bfloat16}
     state = made.model.state_dict()
     assert all(torch.equal(v, state[name]) for name, v in read.model.state_dict().items())
-    answers = read(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16), missing=[0])
-    assert all(logits.isfinite().all() for logits in answers)
+    x = read.preprocess(data[0]["image"])[None]  # float32, as transforms give it
+    answers, halved = read(x, missing=[0]), read(x.bfloat16(), missing=[0])
+    assert all(map(torch.equal, answers, halved))

@@ -132,7 +132,7 @@ def test_json_that_is_cut_short_says_so(coded: Path, tmp_path: Path) -> None:
     shutil.copytree(coded, folder)
     text = (folder / "coin.json").read_text()
     (folder / "coin.json").write_text(text[: len(text) // 2])
-    with pytest.raises(InputError, match="coin.json is not JSON .*download or make it again"):
+    with pytest.raises(InputError, match=r"coin.json is not JSON .*download or make it again"):
         CodedEnsemble.from_pretrained(folder)
 
 

@@ -468,6 +468,7 @@ def test_a_refusal_leaves_nothing_half_written(
 
 LOAD = """
 import re
+import traceback
 import numpy as np
 import timm
 import torch
@@ -525,7 +526,11 @@ report["text"] = card.text
 report["blocks"] = []
 for block in re.findall(r"```python\\n(.*?)```", card.text, re.DOTALL):
     names = {}
-    exec(block, names)
+    try:
+        exec(block, names)
+    except Exception:
+        report["blocks"].append(traceback.format_exc())
+        continue
     result = names.get("logits") or names.get("classify") or names["model"]
     report["blocks"].append(type(result).__name__)
     if "logits" in names:

@@ -60,6 +60,8 @@ def folder_revision(folder: Path) -> str:
 def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
     """Return the exact revision of a repository or folder.
 
+    Under HF_HUB_OFFLINE it is the one that branch or tag named when it was last pinned online.
+
     Args:
         path: A folder or a Hub id.
         revision: Branch, tag, commit, or `sha256:...` of a folder; None for the newest.

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it: `coin-hf --help` is instant.
 """
 
+import errno
 import json
 import os
 import sys
@@ -23,6 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Erasure-coded inference: make one coded network that stands in for any missing expert.",
 )
+
+PLACE_REFUSED = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
+)  # fmt: skip
+"""What the system says where caches, downloads or data cannot be written."""
 
 GRACE = 5.0
 """Seconds for which a process that fails lets another one speak first."""
@@ -150,6 +156,12 @@ def main() -> None:
             # too. What goes wrong here alone is said here.
             time.sleep(GRACE)
         print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in PLACE_REFUSED:
+            raise
+        way_out = "free some space, or choose a place where you may write"
+        print(f"error: {error}: {way_out}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Exception:
         if os.environ.get("WORLD_SIZE", "1") != "1":

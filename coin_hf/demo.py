@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -25,14 +26,24 @@ from coin_hf.errors import InputError
 from coin_hf.pipeline import encode
 from coin_hf.preprocessing import timm_preprocessing
 from coin_hf.recipe import Recipe
-from coin_hf.repository import check_output
 
 RECIPE = Path(__file__).with_name("demo.yaml")
 ARCHITECTURE = "resnet50"
 SIZE = 32
-START = {"epochs": 4, "lr": 1e-3}
+MADE = ("digits", "experts", "coded")
+"""What a demo's folder holds."""
+
+
+class Training(NamedTuple):
+    """How long and how fast to train."""
+
+    epochs: int
+    lr: float
+
+
+START = Training(epochs=4, lr=1e-3)
 """Training of the shared start, all ten digits; chosen, as below, for the experts' accuracy."""
-FINE_TUNING = {"epochs": 2, "lr": 1e-4}
+FINE_TUNING = Training(epochs=2, lr=1e-4)
 LABELS = {"low": range(5), "high": range(5, 10)}
 BATCH = 32
 
@@ -51,37 +62,57 @@ def run(folder: Path, *, overwrite: bool = False) -> CodedEnsemble:
         InputError: If the folder is in use, or scikit-learn is not installed.
     """
     folder = Path(folder)
-    marker = folder / "experts"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: choose a folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"the folder {folder} is not empty: pass --overwrite to replace an earlier demo, "
-                "or choose another folder"
-            )
-        if not marker.is_dir():
-            raise InputError(
-                f"the folder {folder} holds something else than a demo, so --overwrite leaves it "
-                "alone: choose another folder"
-            )
-        shutil.rmtree(folder)
-    recipe = Recipe.from_yaml(RECIPE)
-    overrides = [
-        *(f"experts.{i}.model={folder / 'experts' / name}" for i, name in enumerate(LABELS)),
-        *(f"datasets.{name}.path={folder / 'digits'}" for name in LABELS),
-        f"output={folder / 'coded'}",
-    ]
-    recipe = recipe.override(overrides)
+    _load_digits()
+    clear(folder, overwrite=overwrite)
     make_digits(folder / "digits")
     make_experts(folder / "digits", folder / "experts")
     print("coding the experts", file=sys.stderr)
-    ensemble = encode(recipe, progress=True)
+    ensemble = encode(recipe_in(folder), progress=True)
     ensemble.save_pretrained(folder / "coded")
     print(
         f"saved everything below {folder}, the coded model in {folder / 'coded'}", file=sys.stderr
     )
     return ensemble
+
+
+def clear(folder: Path, *, overwrite: bool) -> None:
+    """Remove an earlier demo.
+
+    Args:
+        folder: Where one shall go.
+        overwrite: Allow the removal.
+
+    Raises:
+        InputError: If the folder is a file, or not empty, or holds something else than a demo.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder")
+    held = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not held:
+        return
+    if not overwrite:
+        raise InputError(
+            f"the folder {folder} is not empty: pass --overwrite to replace an earlier demo, "
+            "or choose another folder"
+        )
+    foreign = [path.name for path in held if not _made_by_demo(path)]
+    if foreign:
+        raise InputError(
+            f"the folder {folder} holds something else than a demo ({', '.join(foreign[:5])}), so "
+            "--overwrite leaves it alone: choose another folder"
+        )
+    for path in held:
+        shutil.rmtree(path)
+
+
+def recipe_in(folder: Path) -> Recipe:
+    """Return the packaged recipe with the paths of a demo in `folder`."""
+    said = Recipe.from_yaml(RECIPE).dump()
+    for expert, name in zip(said["experts"], LABELS, strict=True):
+        expert["model"] = str(folder / "experts" / name)
+    for dataset in said["datasets"].values():
+        dataset["path"] = str(folder / "digits")
+    return Recipe.from_dict({**said, "output": str(folder / "coded")}, source=str(RECIPE))
 
 
 def make_digits(folder: Path) -> None:
@@ -93,11 +124,7 @@ def make_digits(folder: Path) -> None:
     Raises:
         InputError: If scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError('the demo needs scikit-learn: pip install "coin-hf[demo]"') from error
-    digits = load_digits()
+    digits = _load_digits()
     images = [_image(pixels) for pixels in digits.images]
     order = np.random.default_rng(0).permutation(len(images))
     parts = {"train": order[: 3 * len(order) // 4], "test": order[3 * len(order) // 4 :]}
@@ -114,24 +141,25 @@ def make_digits(folder: Path) -> None:
         data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
-def make_experts(digits: Path, folder: Path) -> None:
+def make_experts(digits: Path, folder: Path, architecture: str = ARCHITECTURE) -> None:
     """Train a shared start on all digits, then one expert for the low and one for the high ones.
 
     Args:
         digits: The dataset folder.
         folder: Where the experts go, each a timm repository.
+        architecture: timm's name of their architecture.
     """
     data = datasets.load_dataset("parquet", data_dir=str(digits), split="train")
     # A fork keeps the caller's random state; the seed makes the experts the same every time.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         start = timm.create_model(
-            ARCHITECTURE, num_classes=10, pretrained_cfg_overlay=_data_config()
+            architecture, num_classes=10, pretrained_cfg_overlay=_data_config()
         )
         preprocess = timm_preprocessing(start.pretrained_cfg, channels=3)
         x = torch.stack([preprocess(image) for image in data["image"]])  # (n, 3, 32, 32)
         y = torch.tensor(data["label"][:])
-        _train(start.train(), x, y, "shared start", **START)
+        _train(start.train(), x, y, "shared start", START)
         start.reset_classifier(10)
         for name, labels in LABELS.items():
             mine = torch.isin(y, torch.tensor(labels))
@@ -140,8 +168,22 @@ def make_experts(digits: Path, folder: Path) -> None:
             # statistics of their own cannot be averaged well.
             for parameter in _batch_norm_parameters(expert):
                 parameter.requires_grad_(False)
-            _train(expert.eval(), x[mine], y[mine], f"expert '{name}'", **FINE_TUNING)
-            _save(expert, folder / name, labels)
+            _train(expert.eval(), x[mine], y[mine], f"expert '{name}'", FINE_TUNING)
+            _save(expert, folder / name, architecture, labels)
+
+
+def _load_digits() -> Any:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError('the demo needs scikit-learn: pip install "coin-hf[demo]"') from error
+    return load_digits()
+
+
+def _made_by_demo(path: Path) -> bool:
+    """Say whether it is a folder of a demo, or what a killed one had begun to write."""
+    named = path.name in MADE or path.name.startswith(".coded.")
+    return named and path.is_dir() and not path.is_symlink()
 
 
 def _image(pixels: np.ndarray) -> Image:
@@ -164,13 +206,13 @@ def _batch_norm_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for norm in norms for parameter in norm.parameters()]
 
 
-def _train(model: nn.Module, x: Tensor, y: Tensor, title: str, *, epochs: int, lr: float) -> None:
+def _train(model: nn.Module, x: Tensor, y: Tensor, title: str, training: Training) -> None:
     """Train on cross entropy with AdamW, in the mode the model is in."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr)
+    optimizer = torch.optim.AdamW(trained, lr=training.lr)
     batches = range(0, len(x) - BATCH + 1, BATCH)
-    with tqdm(total=epochs * len(batches), desc=title, unit="batch") as bar:
-        for _ in range(epochs):
+    with tqdm(total=training.epochs * len(batches), desc=title, unit="batch") as bar:
+        for _ in range(training.epochs):
             order = torch.randperm(len(x))
             for start in batches:
                 rows = order[start : start + BATCH]
@@ -180,11 +222,11 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, title: str, *, epochs: int, l
                 bar.update()
 
 
-def _save(model: nn.Module, folder: Path, labels: Sequence[int]) -> None:
+def _save(model: nn.Module, folder: Path, architecture: str, labels: Sequence[int]) -> None:
     """Write a network as a timm repository."""
     folder.mkdir(parents=True)
     config = {
-        "architecture": ARCHITECTURE,
+        "architecture": architecture,
         "num_classes": 10,
         "label_names": [str(i) for i in range(10)],
         "pretrained_cfg": {**_data_config(), "interpolation": "bicubic"},
@@ -193,7 +235,7 @@ def _save(model: nn.Module, folder: Path, labels: Sequence[int]) -> None:
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "README.md").write_text(
         "---\nlibrary_name: timm\ntags: [image-classification]\n---\n"
-        f"# ResNet50 for the handwritten digits {labels[0]} to {labels[-1]}\n"
+        f"# {architecture} for the handwritten digits {labels[0]} to {labels[-1]}\n"
         "Fine-tuned by `coin-hf demo` on scikit-learn's digits at 32x32, BatchNorm frozen.\n",
         encoding="utf-8",
     )

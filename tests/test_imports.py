@@ -115,4 +115,4 @@ def test_public_names() -> None:
         assert getattr(coin_hf, name).__name__ == name
     assert set(coin_hf.__all__) <= set(dir(coin_hf))
     with pytest.raises(AttributeError, match="module 'coin_hf' has no attribute 'decode'"):
-        coin_hf.decode
+        print(coin_hf.decode)

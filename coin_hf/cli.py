@@ -30,7 +30,7 @@ PLACE_REFUSED = (
 )  # fmt: skip
 """What the system says where caches, downloads or data cannot be written."""
 
-GRACE = 5.0
+GRACE = 3.0
 """Seconds for which a process that fails lets another one speak first."""
 
 Overrides = Annotated[

@@ -379,20 +379,20 @@ def test_help_and_a_misspelt_key_import_nothing_heavy(world: Path, tmp_path: Pat
     )
 
 
-def test_a_full_disk_leaves_nothing_half_written(world: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    world: Path, tmp_path: Path, coin_hf: Command
+) -> None:
     recipe = write(tmp_path, world)
-    before = files(tmp_path)
-    limit = 1_000_000  # bytes a file may have: less than the weights
-    done = subprocess.run(
-        [sys.executable, "-m", "coin_hf", "encode", str(recipe), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"cannot write the output folder {tmp_path / 'coded'}: " in sentence(done.stderr)
-    assert "free some space or choose another `output`" in sentence(done.stderr)
+    before, limits = files(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may hold a megabyte, which is less than the weights: what a full disk answers.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        code, out, err = coin_hf("encode", recipe, "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (2, "")
+    assert f"cannot write the output folder {tmp_path / 'coded'}: " in sentence(err)
+    assert "free some space or choose another `output`" in sentence(err)
     assert files(tmp_path) == before
 
 

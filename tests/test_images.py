@@ -13,7 +13,7 @@ from builders import digits, save_digits
 from PIL.Image import fromarray
 
 from coin_hf.errors import InputError
-from coin_hf.images import LabelledImages, Row
+from coin_hf.images import SHUFFLE_BUFFER, LabelledImages, Row
 from coin_hf.recipe import DatasetBlock
 
 STREAMING = pytest.mark.parametrize("streaming", [False, True])
@@ -276,6 +276,15 @@ class TestDraw:
         count = 12 if not streaming else 100
         drawn = {row.position for s in range(60) for row in images.draw(count // 4, seed=(s, 0))}
         assert drawn == set(range(count))
+
+    def test_a_stream_longer_than_its_buffer(self, tmp_path: Path) -> None:
+        images = open_split(save_digits(tmp_path / "long", train=1500), streaming=True)
+        assert SHUFFLE_BUFFER < 1500
+        rows = [row.position for row in images.draw(1500, seed=(0, 0))]
+        assert sorted(rows) == list(range(1500))
+        first = rows[:400]  # 400 rows have come after the buffer was full
+        assert max(first) >= SHUFFLE_BUFFER
+        assert all(position < SHUFFLE_BUFFER + n for n, position in enumerate(first))
 
     @STREAMING
     def test_too_few(self, parquet: Path, streaming: bool) -> None:

@@ -281,9 +281,12 @@ class TestYaml:
 
     def test_nothing_in_yaml_is_run(self, tmp_path: Path) -> None:
         flag = tmp_path / "run"
-        text = f"experts: !!python/object/apply:pathlib.Path.touch [!!python/name:x, {flag}]"
-        with pytest.raises(InputError, match="is not YAML"):
+        text = f"experts: !!python/object/apply:os.mkdir ['{flag}']\n"
+        with pytest.raises(InputError, match="is not YAML: could not determine a constructor"):
             Recipe.from_yaml(self.write(tmp_path, text))
+        with pytest.raises(InputError, match="is not a YAML value"):
+            Recipe.from_dict(BASE).override([text.replace(": ", "=", 1)])
+        assert not flag.exists()
 
 
 class TestOverrides:

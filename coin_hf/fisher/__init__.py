@@ -2,5 +2,6 @@
 
 from coin_hf.fisher.diagonal import diagonal_fisher
 from coin_hf.fisher.estimators import Estimator, resolve_estimator
+from coin_hf.fisher.partial import Checkpoint, Partial
 
-__all__ = ["Estimator", "diagonal_fisher", "resolve_estimator"]
+__all__ = ["Checkpoint", "Estimator", "Partial", "diagonal_fisher", "resolve_estimator"]

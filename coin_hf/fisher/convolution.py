@@ -1,13 +1,81 @@
-"""The patches that a convolution multiplies with its weight, for any number of axes."""
+"""A convolution as the linear map it is, for any number of axes: its patches, its matrix."""
 
 from collections.abc import Sequence
+from functools import cache
+from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW = 4
+"""Input positions up to which the dense matrix is faster than a convolution, which multiplies the
+padding too: 9 products for each useful one in a 3x3 kernel on one position."""
 
-def patches(inputs: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
+
+def convolve_few(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Tensor | None:
+    """Convolve a map of at most `FEW` positions by one dense matrix product.
+
+    Args:
+        inputs: Shape (B, C, *space).
+        weight: Shape (O, C / groups, *kernel).
+        bias: Shape (O,) or None.
+        stride: Of the convolution.
+        padding: Of the convolution.
+        dilation: Of the convolution.
+        groups: Of the convolution.
+
+    Returns:
+        Shape (B, O, *space'), or None where a convolution is the better way.
+    """
+    space, kernel = tuple(inputs.shape[2:]), tuple(weight.shape[2:])
+    positions = prod(space)
+    if groups != 1 or positions > FEW or (prod(kernel) == 1 and positions > 1):
+        return None
+    n = len(kernel)
+    key = (padding if isinstance(padding, str) else _tuple(padding, n), _tuple(dilation, n))
+    extents, places = _taps(space, kernel, _tuple(stride, n), *key)
+    taps = weight.flatten(2)  # (O, C, taps)
+    matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
+    for t, used in enumerate(places):
+        for s, tap in used:
+            matrix[t, :, s] = taps[:, :, tap]
+    columns = inputs.flatten(2).transpose(1, 2).flatten(1)  # (B, S * C)
+    product = F.linear(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
+    output = product.view(len(inputs), len(places), -1).transpose(1, 2).unflatten(2, extents)
+    return output if bias is None else output + bias.view(-1, *(1,) * n)
+
+
+@cache
+def _taps(
+    space: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: Any,
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
+    """For each output position the pairs (input position, tap) that meet there, but for padding."""
+    numbers = torch.arange(1.0, prod(space) + 1).view(1, 1, *space)  # 0 is padding
+    seen = patches(numbers, kernel, stride, padding, dilation)[0].int().tolist()  # (T, taps)
+    weight = torch.zeros(1, 1, *kernel)
+    with torch.no_grad():
+        function = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
+        extents = function(numbers, weight, None, stride, padding, dilation).shape[2:]
+    return tuple(extents), [[(s - 1, d) for d, s in enumerate(row) if s > 0] for row in seen]
+
+
+def patches(
+    inputs: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> Tensor:
     """Gather the patch of each output position.
 
     Args:

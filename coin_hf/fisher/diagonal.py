@@ -5,11 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from coin_hf.fisher.estimators import Estimator, cotangents_for
-from coin_hf.fisher.generic import add_generic, sample_count, take
+from coin_hf.fisher.chunks import chunk_sizes, chunks
+from coin_hf.fisher.engine import add_chunk, make_plan
+from coin_hf.fisher.estimators import Estimator, cotangents_for, resolve_estimator
+from coin_hf.fisher.generic import Cotangents, sample_count, take
+from coin_hf.fisher.partial import Checkpoint, Partial
+from coin_hf.fisher.selfcheck import check_engine
 from coin_hf.fisher.state import borrowed
-from coin_hf.outputs import to_device
+from coin_hf.fisher.tape import accumulator_dtype
+from coin_hf.outputs import call, to_device
 
 
 def diagonal_fisher(
@@ -22,25 +28,153 @@ def diagonal_fisher(
     seed: int = 0,
     accelerator: Any = None,
     progress: bool = False,
+    offload: bool = False,
+    checkpoint: Checkpoint | None = None,
+    self_check: bool = False,
 ) -> dict[str, Tensor]:
-    """Diag E_x[J^T J] of the raw logits (arXiv:2409.01420, eq. (16)); see the package's README."""
-    total = sample_count(inputs)
-    named = dict(model.named_parameters())
-    device = next(iter(named.values())).device
-    sums = {
-        n: torch.zeros_like(p, dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)
-        for n, p in named.items()
-    }
-    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    mine = list(range(total))[rank::world]
+    """Compute diag E_x[J^T J], J the Jacobian of the raw logits by the parameters.
+
+        F = (1/P) sum_l sum_k (d f_k(x_l) / d theta)^2                exact
+        F = (1/P) sum_l sum_j (d v_{jl}^T f(x_l) / d theta)^2         probe
+
+    with, for each sample, `probes` orthonormal vectors v_{jl} of length sqrt(K / probes). One
+    forward and one batched backward pass of activations for each chunk of samples; the squares are
+    formed from layer inputs and output gradients (see `rules` and `squares`), so neither memory
+    nor time holds P or K gradients of the weights. Accumulated in float32, or float64 where the
+    model is. The same for every batch size and number of processes, but for rounding.
+
+    Source: arXiv:2409.01420, eq. (16).
+
+    Args:
+        model: A classifier of any architecture, on one device. It is put in eval mode for the
+            time of the call; modes, flags, gradients and the random state are left as they were.
+        inputs: P samples: a tensor (P, ...), or a dict of keyword arguments (P, ...). With an
+            accelerator, the same P samples in every process.
+        estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact up
+            to 64 classes.
+        probes: Random directions for each sample, used by `probe` only.
+        batch_size: Samples in one pass; by default what fits in memory.
+        seed: Of the probes; a sample's probes depend on it and on the sample's position alone.
+        accelerator: An `accelerate.Accelerator` whose processes share the samples out.
+        progress: Show a bar on stderr, in the main process.
+        offload: Keep the sums in the CPU's memory, for a model that fills its device.
+        checkpoint: Where partial sums are kept, so that a run can go on after it was stopped.
+        self_check: First compare with plain autograd, in float64, on two samples.
+
+    Returns:
+        For each parameter by name a tensor of its shape, on the CPU, float32 or float64, >= 0: the
+        mean over samples of the sum over classes.
+
+    Raises:
+        ValueError: If there are no samples or no parameters, a number is below 1, the estimator
+            is unknown, or a value is not finite.
+        RuntimeError: If the self-check fails.
+
+    Example:
+        >>> model = nn.Linear(2, 3, bias=False)
+        >>> diagonal_fisher(model, torch.tensor([[1.0, 2.0]]))["weight"]
+        tensor([[1., 4.],
+                [1., 4.],
+                [1., 4.]])
+    """
+    total, parameters = sample_count(inputs), dict(model.named_parameters())
+    _check(total, parameters, probes=probes, batch_size=batch_size)
+    resolve_estimator(1, estimator)  # refuses an unknown name before anything is computed
+    device = next(iter(parameters.values())).device
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    if self_check:
+        check_engine(model, to_device(take(inputs, slice(0, 2)), device))
+    partial = checkpoint.load() if checkpoint else None
+    if partial is None:
+        partial = Partial(0, batch_size or 0, 0, _zeros(parameters, "cpu" if offload else device))
+    elif not offload:
+        partial.sums = to_device(partial.sums, device)
+
+    def cotangents(logits: Tensor, indices: Sequence[int]) -> Tensor:
+        return cotangents_for(logits, indices, estimator=estimator, probes=probes, seed=seed)
+
     with borrowed(model):
-        for index in mine:
-            chunk = to_device(take(inputs, slice(index, index + 1)), device)
+        _add_samples(
+            partial,
+            model,
+            inputs,
+            range(rank, total, world),
+            cotangents,
+            device=device,
+            batch_size=batch_size,
+            checkpoint=checkpoint,
+            progress=progress and rank == 0,
+        )
+    fisher = {}
+    for name, value in partial.sums.items():
+        if world > 1:
+            value = accelerator.reduce(value.to(device), "sum")
+        fisher[name] = (value / total).cpu()
+        if not fisher[name].isfinite().all():
+            raise ValueError(
+                f"the Fisher of '{name}' is not finite: the weights or outputs are too large for "
+                "the model's dtype, or a sample holds a value that is not finite"
+            )
+    return fisher
 
-            def vectors(logits: Tensor, positions: Sequence[int], index: int = index) -> Tensor:
-                return cotangents_for(logits, [index], estimator=estimator, probes=probes, seed=seed)
 
-            add_generic(sums, model, chunk, vectors, named)
-    if accelerator is not None:
-        sums = {name: accelerator.reduce(value, "sum") for name, value in sums.items()}
-    return {name: (value / total).cpu() for name, value in sums.items()}
+def _add_samples(
+    partial: Partial,
+    model: nn.Module,
+    inputs: Any,
+    mine: Sequence[int],
+    cotangents: Cotangents,
+    *,
+    device: torch.device,
+    batch_size: int | None,
+    checkpoint: Checkpoint | None,
+    progress: bool,
+) -> None:
+    """Add this process's samples, from where `partial` stands; cotangents go by global index."""
+    if partial.done < len(mine):
+        pair = to_device(take(inputs, list(mine[:2])), device)
+        plan = make_plan(model, pair)
+        if partial.done == 0:
+            with torch.no_grad():
+                vectors = len(cotangents(call(model, take(pair, slice(0, 1))), mine[:1]))
+            partial.batch_size, partial.block = chunk_sizes(
+                plan, vectors, batch_size=batch_size, device=device
+            )
+    with tqdm(total=len(mine), desc="Fisher", unit="sample", disable=not progress) as bar:
+        bar.update(partial.done)
+        for indices, chunk in chunks(inputs, mine[partial.done :], partial.batch_size, device):
+
+            def local(logits: Tensor, rows: Sequence[int], own: Sequence[int] = indices) -> Tensor:
+                return cotangents(logits, [own[row] for row in rows])
+
+            add_chunk(partial.sums, model, chunk, local, plan, block=partial.block)
+            partial.done += len(indices)
+            bar.update(len(indices))
+            if checkpoint is not None:
+                checkpoint.save(partial, final=partial.done == len(mine))
+
+
+def _zeros(parameters: dict[str, nn.Parameter], device: torch.device | str) -> dict[str, Tensor]:
+    return {
+        name: torch.zeros(value.shape, dtype=accumulator_dtype(value.dtype), device=device)
+        for name, value in parameters.items()
+    }
+
+
+def _check(
+    samples: int, parameters: dict[str, nn.Parameter], *, probes: int, batch_size: int | None
+) -> None:
+    if samples == 0:
+        raise ValueError("the Fisher needs at least one sample, got inputs of length 0")
+    if not parameters:
+        raise ValueError("the model has no parameters to take a Fisher of")
+    for name, value in parameters.items():
+        if not value.is_floating_point():
+            raise ValueError(
+                f"'{name}' holds {str(value.dtype).removeprefix('torch.')} values, which cannot be "
+                "differentiated: give a model that is not quantised"
+            )
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -6,7 +6,7 @@ its squares when the gradient of its output comes by. Parameters used in any oth
 the autograd graph of the logits and go the generic way: nothing is skipped.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,26 +23,34 @@ from coin_hf.outputs import call
 
 @dataclass
 class Plan:
-    """Which parameters the rules take, and which go the generic way.
+    """How a network's parameters are taken, and what a sample costs in memory.
 
     Attributes:
         ruled: Name -> parameter used once, by a function with a rule, on a leading sample axis.
         generic: Name -> any other parameter.
         batched: Whether the backward pass can run for several cotangents at once.
+        activations: Bytes that the forward pass leaves behind for each sample, about.
+        widest: Bytes of the largest activation of a sample.
     """
 
     ruled: dict[str, nn.Parameter]
     generic: dict[str, nn.Parameter] = field(default_factory=dict)
     batched: bool = True
+    activations: int = 1
+    widest: int = 1
 
     def demote(self, names: Iterable[str]) -> None:
         """Send parameters the generic way."""
         for name in names:
-            self.generic[name] = self.ruled.pop(name)
+            if name in self.ruled:
+                self.generic[name] = self.ruled.pop(name)
 
 
 def make_plan(model: nn.Module, inputs: Any) -> Plan:
     """Try the rules on two samples and keep the parameters for which they hold.
+
+    They hold where the rows of a sample lie together along the leading axis of an activation: then
+    a cotangent on one sample leaves no gradient on the rows of the other.
 
     Args:
         model: A borrowed model (see `state.borrowed`).
@@ -51,40 +59,55 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     Returns:
         A plan that holds for every chunk, but for what `add_chunk` still finds there.
     """
-    parameters = dict(model.named_parameters())
-    plan = Plan(parameters)
+    plan = Plan(dict(model.named_parameters()))
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
     with torch.no_grad():
         alone = call(model, take(pair, slice(0, 1)))
     tape, logits = _forward(model, pair, plan, {}, checking=True)
+    plan.activations = 2 * sum(tape.sizes) // 2  # the functions without a rule keep about as much
+    plan.widest = max(tape.sizes, default=1) // 2
     plan.demote(_conflicts(tape, logits, plan))
     tolerance = torch.finfo(logits.dtype).eps ** 0.5 * alone.abs().max()
     if not (logits[:1].detach() - alone).abs().max() <= tolerance:
         # Samples of a batch influence each other: only one at a time is what eq. (16) means.
         plan.demote(list(plan.ruled))
         return plan
-    direction = torch.ones_like(logits).cumsum(1)  # no class is left out, none cancels another
-    for sample in (0, 1):
-        vector = torch.zeros_like(logits)
-        vector[sample] = direction[sample]
-        tape.watched.clear()
-        try:
-            _backward(tape, logits, vector[None], plan.batched, retain=True)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            plan.batched = False  # an operation that vmap cannot batch
+    direction = torch.ones_like(logits[0]).cumsum(0)  # no class is left out, none cancels another
+    vectors = torch.eye(2).to(direction)[:, :, None] * direction  # (2, 2, K): one sample each
+    try:
+        _backward(tape, logits, vectors, batched=True, retain=True)
+        leaking = _leaks(tape, [0, 1])
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation that vmap cannot batch
+        plan.batched = False
+        leaking = []
+        for sample in (0, 1):
             tape.watched.clear()
-            _backward(tape, logits, vector[None], plan.batched, retain=True)
-        for names, gradient in tape.watched:
-            own = gradient.unflatten(1, (2, -1))[:, 1 - sample]
-            if own.any():  # the rows of this sample lie elsewhere
-                plan.demote(name for name in names if name in plan.ruled)
+            _backward(tape, logits, vectors[sample, None], batched=False, retain=True)
+            leaking += _leaks(tape, [sample])
+    plan.demote(leaking)
     return plan
 
 
+def _leaks(tape: Tape, samples: Sequence[int]) -> list[str]:
+    """Parameters at whose output cotangent m left a gradient beside the rows of samples[m]."""
+    leaking = []
+    for names, gradient in tape.watched:
+        rows = gradient.unflatten(1, (2, -1))
+        if any(rows[m, 1 - sample].any() for m, sample in enumerate(samples)):
+            leaking += names
+    return leaking
+
+
 def add_chunk(
-    sums: dict[str, Tensor], model: nn.Module, inputs: Any, cotangents: Cotangents, plan: Plan
+    sums: dict[str, Tensor],
+    model: nn.Module,
+    inputs: Any,
+    cotangents: Cotangents,
+    plan: Plan,
+    *,
+    block: int,
 ) -> None:
     """Add sum_l sum_m (d v_{m,l}^T f(x_l) / d theta)^2 over the samples of a chunk.
 
@@ -94,12 +117,16 @@ def add_chunk(
         inputs: P samples, a tensor or a dict of tensors with leading axis P.
         cotangents: (logits, positions in the chunk) -> vectors of shape (M, len(positions), K).
         plan: From `make_plan`; parameters are demoted here if this chunk uses them differently.
+        block: Cotangents in one backward pass.
     """
     while plan.ruled:
         tape, logits = _forward(model, inputs, plan, sums)
         conflicts = _conflicts(tape, logits, plan)
         if not conflicts:
-            _backward(tape, logits, cotangents(logits, range(len(logits))), plan.batched)
+            *blocks, last = cotangents(logits, range(len(logits))).split(block)
+            for vectors in blocks:
+                _backward(tape, logits, vectors, plan.batched, retain=True)
+            _backward(tape, logits, last, plan.batched)
             break
         plan.demote(conflicts)
     add_generic(sums, model, inputs, cotangents, plan.generic)
@@ -124,7 +151,12 @@ def _backward(
 
     def one(vector: Tensor, retain: bool = retain) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
-            logits, tape.leaves, vector, retain_graph=retain, allow_unused=True, materialize_grads=True
+            logits,
+            tape.leaves,
+            vector,
+            retain_graph=retain,
+            allow_unused=True,
+            materialize_grads=True,
         )
 
     if batched:
@@ -152,7 +184,9 @@ def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
 
 def _variables(output: Tensor) -> set[int]:
     """Ids of the leaf tensors in the autograd graph of `output`."""
-    pending, seen, leaves = [output.grad_fn], set(), set()
+    pending: list[Any] = [output.grad_fn]
+    seen: set[Any] = set()
+    leaves: set[int] = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
@@ -165,7 +199,7 @@ def _variables(output: Tensor) -> set[int]:
 
 
 @contextmanager
-def _frozen(parameters: Iterable[nn.Parameter]) -> Any:
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Keep parameters out of the autograd graph."""
     frozen = list(parameters)
     try:

@@ -63,10 +63,10 @@ def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> S
     if len(vectors) > 1:
         try:
             return torch.func.vmap(one)(vectors)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            # A custom autograd.Function without a vmap rule: one backward a cotangent.
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # a custom autograd.Function without a vmap rule: one backward a cotangent
     return [torch.stack(rows) for rows in zip(*map(one, vectors), strict=True)]
 
 

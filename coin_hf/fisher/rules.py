@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.patches import patches
+from coin_hf.fisher.convolution import convolve_few, patches
 from coin_hf.fisher.squares import add_grouped_products, add_products, add_scaled
 from coin_hf.fisher.tape import Rule, Tape, accumulator_dtype
 
 
 def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """y = a W^T + b over the last axis."""
+    """Linear map of the last axis: y = a W^T + b."""
     if not tape.samplewise(input) or input.dim() < 2 or not _any_taken(tape, weight, bias):
         return None
     output = F.linear(input, _detached(tape, weight), _detached(tape, bias))
@@ -62,9 +62,11 @@ def conv(
     n = weight.dim() - 2
     if input.dim() != n + 2 or not tape.samplewise(input) or not _any_taken(tape, weight, bias):
         return None
-    output = function(
-        input, _detached(tape, weight), _detached(tape, bias), stride, padding, dilation, groups
-    )
+    settings = (stride, padding, dilation, groups)
+    w, b = _detached(tape, weight), _detached(tape, bias)
+    output = convolve_few(input, w, b, *settings)
+    if output is None:
+        output = function(input, w, b, *settings)
     samples, inputs = tape.samples, _kept(input)
 
     def weights(total: Tensor, gradient: Tensor) -> None:
@@ -95,7 +97,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """BatchNorm with its running statistics: xhat = (a - mean) / sqrt(var + eps), a constant map."""
+    """BatchNorm by its running statistics: xhat = (a - mean) / sqrt(var + eps)."""
     if training or running_mean is None or running_var is None or not tape.samplewise(input):
         return None
     if not _any_taken(tape, weight, bias):
@@ -124,7 +126,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """xhat has mean 0 and variance 1 over the last axes."""
+    """LayerNorm: xhat has mean 0 and variance 1 over the last axes."""
     shape = tuple(normalized_shape)
     if not tape.samplewise(input) or input.dim() <= len(shape):
         return None
@@ -147,7 +149,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """xhat has mean 0 and variance 1 over each group of channels."""
+    """GroupNorm: xhat has mean 0 and variance 1 over each group of channels."""
     if not tape.samplewise(input) or not _any_taken(tape, weight, bias):
         return None
     output = F.group_norm(input, num_groups, _detached(tape, weight), _detached(tape, bias), eps)
@@ -166,7 +168,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor | None:
-    """xhat has mean square 1 over the last axes."""
+    """RMSNorm: xhat has mean square 1 over the last axes."""
     shape = tuple(normalized_shape)
     if not tape.samplewise(input) or input.dim() <= len(shape) or not _any_taken(tape, weight):
         return None
@@ -341,7 +343,9 @@ RULES: dict[Any, Rule] = {
     torch.prelu: prelu,
     F.embedding: embedding,
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), scale),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)),
+    **dict.fromkeys(
+        (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)
+    ),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
     Tensor.expand: expand,
 }

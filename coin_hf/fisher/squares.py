@@ -4,12 +4,15 @@ A weight that multiplies an input a[l, t] (T positions a sample) receives from c
 per-sample gradient J[m, l] = sum_t g[m, l, t] a[l, t]^T. The Fisher needs the sum over m and l of
 its *square*, taken after the sum over t. Three ways, the cheapest by operation count is taken:
 
-    T = 1       sum_{m,l} g_o^2 a_i^2                 = (sum_m g^2)^T (a^2), one product; M drops out
+    T = 1       sum_{m,l} g_o^2 a_i^2                 = (sum_m g^2)^T (a^2), M drops out
     small T     sum_m (sum_t g_t a_t)^2               = sum_{t,t'} (sum_m g_t g_t') (a_t a_t')
     else        J itself, one sample after the other, in a buffer that stays in the cache
 
 Shapes: M cotangents, P samples, T positions, O outputs, I inputs.
 """
+
+from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -53,7 +56,7 @@ def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> Non
         gradient: g, shape (M, P, Q, T, O).
         inputs: a, shape (P, Q, T, I).
     """
-    cotangents, samples, groups, positions, outputs = gradient.shape
+    cotangents, samples, groups, _, outputs = gradient.shape
     size = groups * cotangents * outputs * inputs.shape[-1]
     step = max(1, CACHE // size)
     for start in range(0, samples, step):
@@ -74,16 +77,28 @@ def add_scaled(total: Tensor, gradient: Tensor, factor: Tensor | None) -> None:
     """
     sample = gradient.shape[2:]
     aligned = (1,) * (len(sample) - total.dim()) + tuple(total.shape)
-    summed = [axis for axis, extent in enumerate(aligned) if extent == 1 and sample[axis] != 1]
+    kept = [axis for axis, extent in enumerate(aligned) if extent == sample[axis] != 1]
+    summed = [axis for axis, extent in enumerate(sample) if extent != 1 and axis not in kept]
     if not summed:
         squared = gradient.square().sum(0)
         if factor is not None:
             squared *= factor.square()
         total += squared.sum(0).view(total.shape)
         return
-    for g in gradient:  # one cotangent at a time: the product stays as small as an activation
-        row = (g if factor is None else g * factor).sum([axis + 1 for axis in summed], keepdim=True)
+    # One cotangent at a time, through one buffer: the product stays in the cache.
+    order = [0, *(axis + 1 for axis in kept), *(axis + 1 for axis in summed)]
+    extent = prod(sample[axis] for axis in summed)
+    ones, product = gradient.new_ones(extent), torch.empty_like(gradient[0])
+    for g in gradient:
+        values = g if factor is None else torch.mul(g, factor, out=product)  # (P, *sample)
+        values = values.permute(order + _ones_of(sample)).reshape(-1, extent)
+        row = torch.mv(values, ones).view(gradient.shape[1], -1)  # (P, entries)
         total += row.square_().sum(0).view(total.shape)
+
+
+def _ones_of(sample: Sequence[int]) -> list[int]:
+    """Axes of extent 1, counted with the axis of samples in front."""
+    return [axis + 1 for axis, extent in enumerate(sample) if extent == 1]
 
 
 def gram_pairs_count(positions: int) -> int:
@@ -128,9 +143,10 @@ def gradient_pairs(gradient: Tensor) -> Tensor:
 
 def _reached(gradient: Tensor) -> Tensor | None:
     """Positions with a gradient, or None for all (in the last block of a ViT: the class token)."""
-    if gradient.shape[2] == 1 or bool(gradient[0, 0].any(-1).all()):
+    # Sums of absolute values: `any` of floats is several times slower.
+    if gradient.shape[2] == 1 or bool((gradient[0, 0].abs().sum(-1) > 0).all()):
         return None
-    reached = gradient.any(-1).any(0).any(0)
+    reached = gradient.abs().sum((0, 1, 3)) > 0
     return None if bool(reached.all()) else reached.nonzero()[:, 0]
 
 
@@ -141,8 +157,12 @@ def _add_direct(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
     if cotangents * outputs * width <= 2 * CACHE:
         jacobian = inputs.new_empty(cotangents, outputs, width)
         ones, row = inputs.new_ones(1, cotangents), inputs.new_zeros(1, outputs * width)
-        for l in range(samples):
-            torch.bmm(gradient[:, l], inputs[l].expand(cotangents, positions, width), out=jacobian)
+        for sample in range(samples):
+            torch.bmm(
+                gradient[:, sample],
+                inputs[sample].expand(cotangents, positions, width),
+                out=jacobian,
+            )
             row.addmm_(ones, jacobian.view(cotangents, -1).square_())
         total += row.view_as(total)
         return
@@ -150,7 +170,7 @@ def _add_direct(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
     for start in range(0, outputs, rows):
         part = total[start : start + rows]
         jacobian = part.new_empty(part.shape)
-        for l in range(samples):
+        for sample in range(samples):
             for m in range(cotangents):
-                torch.mm(gradient[m, l, start : start + rows], inputs[l], out=jacobian)
+                torch.mm(gradient[m, sample, start : start + rows], inputs[sample], out=jacobian)
                 part.addcmul_(jacobian, jacobian)

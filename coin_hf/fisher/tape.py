@@ -31,6 +31,7 @@ class Tape(TorchFunctionMode):
         leaves: Where the backward pass ends: the first outputs that depend on a parameter.
         saved: What the callbacks will read, its version at that time, and for which parameters.
         watched: Parameters and gradient of each output, when `checking`.
+        sizes: Bytes of each watched output.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Tape(TorchFunctionMode):
         self.leaves: list[Tensor] = []
         self.saved: list[tuple[Tensor, int, list[str]]] = []
         self.watched: list[tuple[list[str], Tensor]] = []
+        self.sizes: list[int] = []
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -86,6 +88,7 @@ class Tape(TorchFunctionMode):
         for name in callbacks:
             self.uses[name] = self.uses.get(name, 0) + 1
         self.saved += [(tensor, tensor._version, list(callbacks)) for tensor in saved]
+        self.sizes.append(output.nbytes)
         if not output.requires_grad:
             self.leaves.append(output.detach().requires_grad_())
             output = self.leaves[-1].clone()  # the model may not change a leaf in place
@@ -96,7 +99,13 @@ class Tape(TorchFunctionMode):
                 return
             gradient = gradient.to(accumulator_dtype(gradient.dtype))
             for name, square in callbacks.items():
-                square(self.sums[name], gradient)
+                total = self.sums[name]
+                if total.device == gradient.device:
+                    square(total, gradient)
+                else:  # the running sum waits where there is more memory
+                    part = torch.zeros_like(total, device=gradient.device)
+                    square(part, gradient)
+                    total += part.to(total.device)
 
         def hook(gradient: Tensor) -> None:
             Receive.apply(gradient, consume)

@@ -1,0 +1,101 @@
+"""How many samples, and how many of their cotangents, fit in memory at once."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from coin_hf.fisher.engine import Plan
+from coin_hf.fisher.generic import take
+from coin_hf.outputs import to_device
+
+CPU_BYTES = 2**27
+"""Working memory aimed at on a CPU: more does not run faster, large blocks only miss the caches."""
+CPU_SAMPLES, DEVICE_SAMPLES = 32, 256
+"""Samples of a chunk at most: from here on, larger products no longer run faster."""
+WIDE = 64
+"""Cotangents of one backward pass at most."""
+ALIVE = 3
+"""Gradients as large as the widest activation that a backward pass holds at once, about."""
+
+
+def chunk_sizes(
+    plan: Plan, cotangents: int, *, batch_size: int | None, device: torch.device
+) -> tuple[int, int]:
+    """Choose the samples of a chunk and the cotangents of a backward pass.
+
+    A chunk of P samples and M cotangents holds about P * activations + 3 * P * M * widest bytes.
+
+    Args:
+        plan: The network's plan, which says what a sample costs.
+        cotangents: M, of the whole estimate.
+        batch_size: Samples of a chunk, if the caller has chosen.
+        device: Where it runs.
+
+    Returns:
+        Samples of a chunk, cotangents of a backward pass.
+    """
+    budget = _free_bytes(device)
+    gradients = ALIVE * plan.widest
+    if batch_size is None:
+        most = CPU_SAMPLES if device.type == "cpu" else DEVICE_SAMPLES
+        sample = plan.activations + min(cotangents, WIDE) * gradients
+        batch_size = max(1, min(most, budget // sample))
+    left = max(0, budget - batch_size * plan.activations)
+    return batch_size, max(1, min(cotangents, WIDE, left // (batch_size * gradients)))
+
+
+def chunks(
+    inputs: Any, indices: Sequence[int], size: int, device: torch.device
+) -> Iterator[tuple[Sequence[int], Any]]:
+    """Cut samples into chunks on the device; on CUDA the next one travels during this one's work.
+
+    Args:
+        inputs: A tensor (P, ...) or a dict of them, anywhere.
+        indices: The samples to take, in order.
+        size: Samples of a chunk.
+        device: Where they are needed.
+
+    Yields:
+        The chunk's indices and its samples.
+    """
+    parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+    if device.type != "cuda":
+        for part in parts:
+            yield part, to_device(take(inputs, list(part)), device)
+        return
+    side = torch.cuda.Stream(device)
+
+    def send(part: Sequence[int]) -> Any:
+        host = take(inputs, list(part))
+        with torch.cuda.stream(side):
+            return to_device(_pinned(host), device)
+
+    coming = send(parts[0]) if parts else None
+    for number, part in enumerate(parts):
+        torch.cuda.current_stream(device).wait_stream(side)
+        now = coming
+        if number + 1 < len(parts):
+            coming = send(parts[number + 1])
+        yield part, now
+
+
+def _pinned(batch: Any) -> Any:
+    """Page-locked copies, which can be sent without stopping the device."""
+    if isinstance(batch, dict):
+        return {name: _pinned(value) for name, value in batch.items()}
+    return batch if batch.is_cuda else batch.pin_memory()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Bytes that a chunk may take."""
+    if device.type == "cuda":
+        return int(0.5 * torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(0.25 * torch.mps.recommended_max_memory())
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not every system tells
+        free = 4 * CPU_BYTES
+    return min(CPU_BYTES, free // 4)

@@ -13,8 +13,8 @@ from coin_hf.fisher.estimators import Estimator, cotangents_for, resolve_estimat
 from coin_hf.fisher.generic import Cotangents, sample_count, take
 from coin_hf.fisher.partial import Checkpoint, Partial
 from coin_hf.fisher.selfcheck import check_engine
+from coin_hf.fisher.squares import accumulator_dtype
 from coin_hf.fisher.state import borrowed
-from coin_hf.fisher.tape import accumulator_dtype
 from coin_hf.outputs import call, to_device
 
 

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_hf.fisher.generic import Cotangents, add_generic, sample_count, take
 from coin_hf.fisher.rules import RULES
+from coin_hf.fisher.state import refresh
 from coin_hf.fisher.tape import Tape
 from coin_hf.outputs import call
 
@@ -58,6 +59,9 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
 
     Returns:
         A plan that holds for every chunk, but for what `add_chunk` still finds there.
+
+    Raises:
+        OutOfMemoryError: If not even two samples fit.
     """
     plan = Plan(dict(model.named_parameters()))
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
@@ -138,6 +142,7 @@ def _forward(
     """Run the model under a tape; only what the rules take requires a gradient."""
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
     tape = Tape(RULES, sums, names, sample_count(inputs), checking=checking)
+    refresh(model)
     with _frozen(plan.generic.values()), sdpa_kernel(SDPBackend.MATH), tape:
         return tape, call(model, inputs)
 

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coin_hf.fisher.state import refresh
 from coin_hf.outputs import call
 
 Cotangents = Callable[[Tensor, Sequence[int]], Tensor]  # (logits, positions) -> (M, P, K)
@@ -37,7 +39,9 @@ def add_generic(
     names, leaves = list(parameters), list(parameters.values())
     block = max(1, BLOCK // sum(leaf.numel() for leaf in leaves))
     for position in range(sample_count(inputs)):
-        logits = call(model, take(inputs, slice(position, position + 1)))
+        refresh(model)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused ones cannot be batched over cotangents
+            logits = call(model, take(inputs, slice(position, position + 1)))
         for vectors in cotangents(logits, [position]).split(block):
             for name, gradient in zip(names, batched_grad(logits, leaves, vectors), strict=True):
                 sums[name] += gradient.to(sums[name].dtype).square().sum(0)
@@ -53,6 +57,9 @@ def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> S
 
     Returns:
         For each leaf a tensor (M, *leaf.shape), zero where the logits do not depend on it.
+
+    Raises:
+        OutOfMemoryError: If the block is too large.
     """
 
     def one(vector: Tensor) -> tuple[Tensor, ...]:
@@ -60,14 +67,12 @@ def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> S
             logits, leaves, vector, retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    if len(vectors) > 1:
-        try:
-            return torch.func.vmap(one)(vectors)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # a custom autograd.Function without a vmap rule: one backward a cotangent
-    return [torch.stack(rows) for rows in zip(*map(one, vectors), strict=True)]
+    try:
+        return torch.func.vmap(one)(vectors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # a custom autograd.Function without a vmap rule: one by one
+        return [torch.stack(rows) for rows in zip(*map(one, vectors), strict=True)]
 
 
 def sample_count(inputs: Any) -> int:

@@ -11,9 +11,10 @@ With l a sample, m a cotangent and t a position, the per-sample gradients are
     prelu           y_t = max(a, 0) + w min(a, 0)                   dw = sum_t g_t min(a_t, 0)
     embedding       y_t = W[i_t]          dW[v] = sum of g_t over the t with i_t = v
 
-(products elementwise but for the first line). The rules of norms take xhat from the *input* of the
-function: its output may be changed in place later. Working on functions instead of on modules makes
-every module, subclass and functional use that ends in one of these calls a case of the same rule.
+(products elementwise but for the first line). The elementwise lines hold for derived tensors too
+(see `tape`). The rules of norms take xhat from the *input* of the function: its output may be
+changed in place later. Working on functions instead of on modules makes every module, subclass and
+functional use that ends in one of these calls a case of the same rule.
 
 The leading axis of an activation holds R rows for each of the P samples, sample after sample; R > 1
 in windowed attention. That this is so is checked by `engine`, not believed.
@@ -28,22 +29,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coin_hf.fisher.convolution import convolve_few, patches
-from coin_hf.fisher.squares import add_grouped_products, add_products, add_scaled
-from coin_hf.fisher.tape import Rule, Tape, accumulator_dtype
+from coin_hf.fisher.squares import (
+    Elementwise,
+    accumulator_dtype,
+    add_grouped_products,
+    add_products,
+)
+from coin_hf.fisher.tape import Rule, Tape
 
 
 def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """Linear map of the last axis: y = a W^T + b."""
     if not tape.samplewise(input) or input.dim() < 2 or not _any_taken(tape, weight, bias):
         return None
-    output = F.linear(input, _detached(tape, weight), _detached(tape, bias))
+    output = F.linear(input, _detached(tape, weight, direct=True), _detached(tape, bias))
     samples, inputs = tape.samples, _kept(input)
 
     def weights(total: Tensor, gradient: Tensor) -> None:
         g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
         add_products(total, g, inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype))
 
-    squares = {weight: weights, bias: partial(_elementwise, samples, None)}
+    squares = {weight: weights, bias: Elementwise(samples)}
     return tape.watch(output, [inputs], _taken(tape, squares))
 
 
@@ -63,7 +69,7 @@ def conv(
     if input.dim() != n + 2 or not tape.samplewise(input) or not _any_taken(tape, weight, bias):
         return None
     settings = (stride, padding, dilation, groups)
-    w, b = _detached(tape, weight), _detached(tape, bias)
+    w, b = _detached(tape, weight, direct=True), _detached(tape, bias)
     output = convolve_few(input, w, b, *settings)
     if output is None:
         output = function(input, w, b, *settings)
@@ -82,7 +88,7 @@ def conv(
             columns = columns.unflatten(0, (samples, -1)).movedim(1, 2).flatten(2, 3)
             add_grouped_products(total.view(groups, -1, columns.shape[-1]), g, columns)
 
-    squares = {weight: weights, bias: partial(_elementwise, samples, None, trailing=n)}
+    squares = {weight: weights, bias: Elementwise(samples, trailing=n)}
     return tape.watch(output, [inputs], _taken(tape, squares))
 
 
@@ -189,12 +195,7 @@ def prelu(tape: Tape, input: Tensor, weight: Tensor) -> Tensor | None:
         return None
     output = F.prelu(input, weight.detach())
     inputs = _kept(input)
-    square = partial(
-        _elementwise,
-        tape.samples,
-        lambda: inputs.clamp(max=0),
-        trailing=input.dim() - 2,
-    )
+    square = Elementwise(tape.samples, lambda: inputs.clamp(max=0), trailing=input.dim() - 2)
     return tape.watch(output, [inputs], {weight: square})
 
 
@@ -209,7 +210,9 @@ def embedding(
     sparse: bool = False,
 ) -> Tensor | None:
     """Rows of a table; a row that one sample uses twice is summed before it is squared."""
-    if max_norm is not None or scale_grad_by_freq or sparse or not tape.takes(weight):
+    if max_norm is not None or scale_grad_by_freq or sparse:
+        return None
+    if not tape.takes(weight) or tape.is_derived(weight):
         return None
     if input.dim() > 1 and len(input) == 1:
         # Positions shared by all samples: a copy for each makes the gradient a per-sample one.
@@ -241,7 +244,7 @@ def scale(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
     if output is None:
         return None
     inputs = _kept(input)
-    square = partial(_elementwise, tape.samples, lambda: inputs)
+    square = Elementwise(tape.samples, lambda: inputs)
     return tape.watch(output, [inputs], {other: square})
 
 
@@ -254,7 +257,23 @@ def shift(function: Any, tape: Tape, input: Any, other: Any, **kwargs: Any) -> T
     output = _broadcast(tape, function, input, other, kwargs)
     if output is None:
         return None
-    return tape.watch(output, [], {other: partial(_elementwise, tape.samples, None)})
+    return tape.watch(output, [], {other: Elementwise(tape.samples)})
+
+
+def addcmul(
+    tape: Tape, input: Any, tensor1: Any, tensor2: Any, *, value: float = 1
+) -> Tensor | None:
+    """Scale and shift in one (ConvNeXt V2)."""
+    if value != 1 or not _any_taken(tape, input, tensor1, tensor2):
+        return None
+    if _any_taken(tape, tensor1, tensor2):
+        product = scale(tape, tensor1, tensor2)
+        if product is None:
+            return None
+    else:
+        product = torch.mul(tensor1, tensor2)
+    output = shift(torch.add, tape, product, input)
+    return torch.add(product, input) if output is None else output
 
 
 def expand(tape: Tape, input: Tensor, *sizes: Any) -> Tensor | None:
@@ -264,7 +283,27 @@ def expand(tape: Tape, input: Tensor, *sizes: Any) -> Tensor | None:
     output = input.detach().expand(*sizes)
     if output.dim() != input.dim() or len(output) != tape.samples:
         return None
-    return tape.watch(output, [], {input: partial(_elementwise, tape.samples, None)})
+    return tape.watch(output, [], {input: Elementwise(tape.samples)})
+
+
+def attention(
+    tape: Tape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Attention with a learned bias, of which every sample gets a copy with its own gradient."""
+    if attn_mask is None or not tape.takes(attn_mask) or not tape.samplewise(query):
+        return None
+    if attn_mask.dim() == query.dim() and len(attn_mask) != 1:
+        return None
+    shape = (len(query), *attn_mask.shape[1 - query.dim() :])
+    copies = attn_mask.detach().expand(shape)
+    copies = tape.watch(copies, [], {attn_mask: Elementwise(tape.samples)})
+    return F.scaled_dot_product_attention(query, key, value, copies, *args, **kwargs)
 
 
 def _affine(
@@ -278,27 +317,10 @@ def _affine(
 ) -> Tensor:
     """Watch y = w * xhat + b, with w and b `trailing` axes before the last."""
     squares = {
-        weight: partial(_elementwise, tape.samples, normalised, trailing=trailing),
-        bias: partial(_elementwise, tape.samples, None, trailing=trailing),
+        weight: Elementwise(tape.samples, normalised, trailing),
+        bias: Elementwise(tape.samples, trailing=trailing),
     }
     return tape.watch(output, [inputs], _taken(tape, squares))
-
-
-def _elementwise(
-    samples: int,
-    factor: Callable[[], Tensor] | None,
-    total: Tensor,
-    gradient: Tensor,
-    trailing: int = 0,
-) -> None:
-    """Add (sum g * factor)^2 for a parameter broadcast along an output (P * R, ..., *trailing)."""
-    shape = total.shape
-    if len(shape) == gradient.dim() - 1:  # (1, ...): no axis of its own for the samples
-        shape = shape[1:]
-    aligned = total.view(*shape, *(1,) * trailing)
-    rows = (samples, gradient.shape[1] // samples)
-    factors = None if factor is None else factor().to(gradient.dtype).unflatten(0, rows)
-    add_scaled(aligned, gradient.unflatten(1, rows), factors)
 
 
 def _broadcast(tape: Tape, function: Any, input: Any, other: Any, kwargs: Any) -> Tensor | None:
@@ -318,9 +340,10 @@ def _kept(input: Tensor) -> Tensor:
     return input.detach()
 
 
-def _detached(tape: Tape, tensor: Any) -> Any:
-    """Without its gradient if the rules take it; as it is otherwise."""
-    return tensor.detach() if tape.takes(tensor) else tensor
+def _detached(tape: Tape, tensor: Any, *, direct: bool = False) -> Any:
+    """Without its gradient if the rule takes it (`direct`: only as a parameter), else as it is."""
+    takes = tape.takes(tensor) and not (direct and tape.is_derived(tensor))
+    return tensor.detach() if takes else tensor
 
 
 def _any_taken(tape: Tape, *tensors: Any) -> bool:
@@ -328,7 +351,12 @@ def _any_taken(tape: Tape, *tensors: Any) -> bool:
 
 
 def _taken(tape: Tape, squares: dict[Any, Any]) -> dict[Tensor, Any]:
-    return {parameter: square for parameter, square in squares.items() if tape.takes(parameter)}
+    """Of these squares those that the tape wants: a derived tensor is taken elementwise only."""
+    return {
+        tensor: square
+        for tensor, square in squares.items()
+        if tape.takes(tensor) and (isinstance(square, Elementwise) or not tape.is_derived(tensor))
+    }
 
 
 RULES: dict[Any, Rule] = {
@@ -347,5 +375,7 @@ RULES: dict[Any, Rule] = {
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)
     ),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
+    torch.addcmul: addcmul,
     Tensor.expand: expand,
+    F.scaled_dot_product_attention: attention,
 }

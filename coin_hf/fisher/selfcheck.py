@@ -15,6 +15,8 @@ DIRECTIONS = 8
 """Cotangents compared: enough, since the engine treats all alike."""
 TOLERANCE = 1e-6
 """Largest error of an entry, relative to the parameter's largest entry, in float64."""
+ROUNDING = 1e-20
+"""Squares of gradients below this share of the largest one are rounding."""
 
 
 def check_engine(model: nn.Module, inputs: Any) -> None:
@@ -52,10 +54,12 @@ def check_engine(model: nn.Module, inputs: Any) -> None:
         plan = make_plan(twin, inputs)
         add_chunk(fast, twin, inputs, vectors, plan, block=DIRECTIONS)
         add_generic(slow, twin, inputs, vectors, parameters)
+    # A gradient that is zero but for rounding (a key's bias under a softmax) has no digits.
+    noise = ROUNDING * max(expected.max() for expected in slow.values())
     wrong = [
         name
         for name, expected in slow.items()
-        if not (fast[name] - expected).abs().max() <= TOLERANCE * expected.abs().max()
+        if not (fast[name] - expected).abs().max() <= TOLERANCE * expected.max() + noise
     ]
     if wrong:
         raise RuntimeError(

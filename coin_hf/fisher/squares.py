@@ -11,13 +11,15 @@ its *square*, taken after the sum over t. Three ways, the cheapest by operation 
 Shapes: M cotangents, P samples, T positions, O outputs, I inputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 CACHE = 160 * 1024  # elements of J alive at once in the direct way: about an L2 cache in float32
+PULLED = 2**24  # elements of pulled-back gradients alive at once
 SQUARE = 6  # cost of squaring and adding one element of J, in multiply-adds of a matrix product
 
 
@@ -66,39 +68,91 @@ def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> Non
         total += jacobian.square_().unflatten(2, (cotangents, outputs)).sum((0, 2))
 
 
-def add_scaled(total: Tensor, gradient: Tensor, factor: Tensor | None) -> None:
-    """Add sum_{m,l} (sum of g * factor over the axes that `total` is broadcast along)^2.
+@dataclass(frozen=True)
+class Elementwise:
+    """Squares for a parameter w that is broadcast along an output y = w * factor + ...
+
+    Its gradient is the sum of g * factor over the positions that share an entry of w.
+
+    Attributes:
+        samples: P.
+        factor: Gives the factor, shape (P * R, ...) of the output, or None for ones.
+        trailing: Axes of the output behind those that w is aligned with.
+    """
+
+    samples: int
+    factor: Callable[[], Tensor] | None = None
+    trailing: int = 0
+
+    def __call__(self, total: Tensor, gradient: Tensor) -> None:
+        """Add the squares to a running sum of the parameter's shape; g is (M, P * R, ...)."""
+        gradient, factor, kept, summed = self._aligned(total.shape, gradient)
+        if not summed:
+            squared = gradient.square().sum(0)
+            if factor is not None:
+                squared *= factor.square()
+            total += squared.sum(0).view(total.shape)
+            return
+        # One cotangent at a time, through one buffer: the product stays in the cache.
+        product = torch.empty_like(gradient[0])
+        for g in gradient:
+            values = g if factor is None else torch.mul(g, factor, out=product)
+            total += _summed(values, kept, summed).square_().sum(0).view(total.shape)
+
+    def of_each(self, shape: Sequence[int], gradient: Tensor) -> Tensor:
+        """Return the gradient of each sample and cotangent, shape (M, P, *shape)."""
+        gradient, factor, kept, summed = self._aligned(shape, gradient)
+        values = [g if factor is None else g * factor for g in gradient]
+        rows = torch.stack([_summed(value, kept, summed) for value in values])
+        return rows.view(*rows.shape[:2], *shape)
+
+    def _aligned(
+        self, shape: Sequence[int], gradient: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[int], list[int]]:
+        """G as (M, P, R, *sample), the factor as (P, R, *sample), axes kept and summed of it."""
+        rows = (self.samples, gradient.shape[1] // self.samples)
+        factor = None
+        if self.factor is not None:
+            factor = self.factor().to(gradient.dtype).unflatten(0, rows)
+        gradient = gradient.unflatten(1, rows)
+        sample = gradient.shape[2:]
+        if len(shape) == len(sample):  # (1, ...): w has no axis of samples either
+            shape = shape[1:]
+        aligned = (1,) * (len(sample) - len(shape) - self.trailing) + tuple(shape)
+        aligned += (1,) * self.trailing
+        kept = [axis for axis, extent in enumerate(aligned) if extent == sample[axis] != 1]
+        summed = [axis for axis, extent in enumerate(sample) if extent != 1 and axis not in kept]
+        return gradient, factor, kept, summed
+
+
+def _summed(values: Tensor, kept: Sequence[int], summed: Sequence[int]) -> Tensor:
+    """Sum (P, *sample) over some axes of a sample: (P, entries). A product with ones is fastest."""
+    extents = values.shape[1:]
+    single = [axis for axis, extent in enumerate(extents) if extent == 1]
+    order = [0, *(axis + 1 for axis in (*kept, *single, *summed))]
+    columns = values.permute(order).reshape(-1, prod(extents[axis] for axis in summed))
+    return torch.mv(columns, columns.new_ones(columns.shape[1])).view(len(values), -1)
+
+
+def pull_back(
+    square: Elementwise, derived: Tensor, parameter: Tensor, total: Tensor, gradient: Tensor
+) -> None:
+    """Add the squares for a parameter behind a derived tensor.
 
     Args:
-        total: Shape of the parameter, changed in place. Its axes are aligned with the last axes
-            of a sample; axes of extent 1 are broadcast.
-        gradient: g, shape (M, P, *sample).
-        factor: Shape (P, *sample), or None for ones.
+        square: How the derived tensor is used.
+        derived: The tensor, with its autograd graph.
+        parameter: One of the leaves of that graph.
+        total: Running sum of the parameter's shape, changed in place.
+        gradient: Of the output, shape (M, P * R, ...).
     """
-    sample = gradient.shape[2:]
-    aligned = (1,) * (len(sample) - total.dim()) + tuple(total.shape)
-    kept = [axis for axis, extent in enumerate(aligned) if extent == sample[axis] != 1]
-    summed = [axis for axis, extent in enumerate(sample) if extent != 1 and axis not in kept]
-    if not summed:
-        squared = gradient.square().sum(0)
-        if factor is not None:
-            squared *= factor.square()
-        total += squared.sum(0).view(total.shape)
-        return
-    # One cotangent at a time, through one buffer: the product stays in the cache.
-    order = [0, *(axis + 1 for axis in kept), *(axis + 1 for axis in summed)]
-    extent = prod(sample[axis] for axis in summed)
-    ones, product = gradient.new_ones(extent), torch.empty_like(gradient[0])
-    for g in gradient:
-        values = g if factor is None else torch.mul(g, factor, out=product)  # (P, *sample)
-        values = values.permute(order + _ones_of(sample)).reshape(-1, extent)
-        row = torch.mv(values, ones).view(gradient.shape[1], -1)  # (P, entries)
-        total += row.square_().sum(0).view(total.shape)
+    rows = square.of_each(derived.shape, gradient).flatten(0, 1).to(derived.dtype)
 
+    def one(row: Tensor) -> Tensor:
+        return torch.autograd.grad(derived, parameter, row, retain_graph=True)[0]
 
-def _ones_of(sample: Sequence[int]) -> list[int]:
-    """Axes of extent 1, counted with the axis of samples in front."""
-    return [axis + 1 for axis, extent in enumerate(sample) if extent == 1]
+    for part in rows.split(max(1, PULLED // parameter.numel())):
+        total += torch.func.vmap(one)(part).to(total.dtype).square_().sum(0)
 
 
 def gram_pairs_count(positions: int) -> int:
@@ -174,3 +228,8 @@ def _add_direct(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
             for m in range(cotangents):
                 torch.mm(gradient[m, sample, start : start + rows], inputs[sample], out=jacobian)
                 part.addcmul_(jacobian, jacobian)
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32, or float64 where the model computes in float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

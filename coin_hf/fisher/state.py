@@ -25,12 +25,23 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     devices = sorted({p.device.index or 0 for p, _ in flags if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
-            model.eval()
+            refresh(model)
             for parameter, _ in flags:
                 parameter.requires_grad_(True)
             yield model
         finally:
+            refresh(model)
             for module, training in modes:
                 module.training = training
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+def refresh(model: nn.Module) -> None:
+    """Make a model forget what it has computed from its parameters for eval mode.
+
+    Some keep a bias looked up from its table (LeViT): with the graph of an earlier pass, or none,
+    the table would seem to be used in no later one.
+    """
+    model.train()
+    model.eval()

@@ -1,13 +1,16 @@
 """Watch one forward pass: which function uses which parameter, and with which input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Squares = Callable[[Tensor], None]  # is given the gradient of an output, (M, P * R, ...)
+from coin_hf.fisher.squares import accumulator_dtype, pull_back
+
+Squares = Any  # (running sum, gradient of an output (M, P * R, ...)) -> None; or `Elementwise`
 Rule = Callable[..., Tensor | None]  # (tape, *arguments of the function) -> output, None: decline
 
 
@@ -18,6 +21,10 @@ class Tape(TorchFunctionMode):
     leaves behind a callback that adds the squares once the gradient of the output arrives. A
     parameter used by a function without a rule stays in the autograd graph: that is how
     `engine` finds it, however it was used.
+
+    A tensor computed from parameters alone (a reshaped layer scale, a table of position biases
+    looked up) is *derived*: rules for elementwise use take it like a parameter, and its
+    per-sample gradient is pulled back to the parameters before it is squared.
 
     Args:
         rules: torch function -> rule.
@@ -30,6 +37,7 @@ class Tape(TorchFunctionMode):
         uses: Name -> by how many functions with a rule the parameter was used.
         leaves: Where the backward pass ends: the first outputs that depend on a parameter.
         saved: What the callbacks will read, its version at that time, and for which parameters.
+        derived: id of a derived tensor -> that tensor and the parameters it comes from.
         watched: Parameters and gradient of each output, when `checking`.
         sizes: Bytes of each watched output.
     """
@@ -47,6 +55,7 @@ class Tape(TorchFunctionMode):
         self.rules, self.sums, self.names, self.samples = rules, sums, names, samples
         self.checking = checking
         self.uses: dict[str, int] = {}
+        self.derived: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
         self.leaves: list[Tensor] = []
         self.saved: list[tuple[Tensor, int, list[str]]] = []
         self.watched: list[tuple[list[str], Tensor]] = []
@@ -56,37 +65,71 @@ class Tape(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run the rule of `func`, or `func` itself where there is none or it declines."""
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
         rule = self.rules.get(func)
-        if rule is not None and torch.is_grad_enabled():
-            output = rule(self, *args, **(kwargs or {}))
+        if rule is not None:
+            output = rule(self, *args, **kwargs)
             if output is not None:
                 return output
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs)
+        self._derive(output, (*args, *kwargs.values()))
+        return output
 
     def takes(self, tensor: Any) -> bool:
-        """Whether `tensor` is a parameter that the rules may take."""
-        return id(tensor) in self.names
+        """Whether `tensor` is a parameter that the rules may take, or derived from such."""
+        return bool(self.sources(tensor))
+
+    def is_derived(self, tensor: Any) -> bool:
+        """Whether `tensor` is computed from parameters, not one itself."""
+        return id(tensor) in self.derived
+
+    def sources(self, tensor: Any) -> dict[str, Tensor]:
+        """The parameters behind a parameter or a derived tensor, by name; none for all others."""
+        if id(tensor) in self.names:
+            return {self.names[id(tensor)]: tensor}
+        return self.derived[id(tensor)][1] if id(tensor) in self.derived else {}
+
+    def _derive(self, output: Any, arguments: Sequence[Any]) -> None:
+        """Note outputs whose gradient leads to parameters alone."""
+        given = [tensor for tensor in _tensors(arguments) if tensor.requires_grad]
+        sources = [self.sources(tensor) for tensor in given]
+        if sources and all(sources):
+            merged = {name: parameter for each in sources for name, parameter in each.items()}
+            for tensor in _tensors([output]):
+                if tensor.requires_grad and id(tensor) not in self.names:
+                    self.derived[id(tensor)] = (tensor, merged)
 
     def samplewise(self, tensor: Tensor) -> bool:
         """Whether the leading axis can hold R rows for each of the P samples."""
         return tensor.dim() > 0 and len(tensor) > 0 and len(tensor) % self.samples == 0
 
     def watch(
-        self, output: Tensor, saved: list[Tensor], squares: dict[Tensor, Callable[..., None]]
+        self,
+        output: Tensor,
+        saved: list[Tensor],
+        squares: dict[Tensor, Any],
     ) -> Tensor:
         """Arrange for the squares to be added when the gradient of `output` is known.
 
         Args:
             output: Of a function applied to detached parameters, shape (P * R, ...).
             saved: Activations that the callbacks read.
-            squares: Parameter -> callback (running sum, gradient of shape (M, P * R, ...)).
+            squares: Parameter -> callback (running sum, gradient of shape (M, P * R, ...)), or
+                derived tensor -> `Elementwise`.
 
         Returns:
             What the model gets in place of `output`.
         """
-        callbacks = {self.names[id(parameter)]: square for parameter, square in squares.items()}
-        for name in callbacks:
-            self.uses[name] = self.uses.get(name, 0) + 1
+        callbacks: dict[str, Any] = {}
+        for tensor, square in squares.items():
+            for name, parameter in self.sources(tensor).items():
+                direct = parameter is tensor
+                callbacks[name] = (
+                    square if direct else partial(pull_back, square, tensor, parameter)
+                )
+                self.uses[name] = self.uses.get(name, 0) + 1
         self.saved += [(tensor, tensor._version, list(callbacks)) for tensor in saved]
         self.sizes.append(output.nbytes)
         if not output.requires_grad:
@@ -122,7 +165,7 @@ class Receive(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(gradient: Tensor, consume: Squares) -> Tensor:  # type: ignore[override]
+    def forward(gradient: Tensor, consume: Callable[[Tensor], None]) -> Tensor:
         """Outside vmap: (...) is one cotangent."""
         consume(gradient[None])
         return gradient.new_empty(0)
@@ -132,12 +175,16 @@ class Receive(torch.autograd.Function):
         """Nothing here is differentiated."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, gradient: Tensor, consume: Squares) -> Any:  # type: ignore[override]
+    def vmap(info: Any, in_dims: Any, gradient: Tensor, consume: Callable[[Tensor], None]) -> Any:
         """Inside vmap: M cotangents, along the axis `in_dims[0]`."""
         consume(gradient.movedim(in_dims[0], 0))
         return gradient.new_empty(0), None
 
 
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or float64 where the model computes in float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of a function, lists opened."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors(argument)

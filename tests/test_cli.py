@@ -315,6 +315,21 @@ def test_encode_overwrite_and_evaluate(world: Path, tmp_path: Path, coin_hf: Com
     assert "encode" in sentence(err)
 
 
+def test_warnings_are_one_line_each_on_stderr(
+    world: Path, tmp_path: Path, coin_hf: Command
+) -> None:
+    odd = timm_model(1)
+    odd.get_buffer("conv1.1.running_mean").add_(0.5)
+    save_timm(tmp_path / "odd", odd)
+    recipe = write(tmp_path, world, **second_expert(tmp_path, world))
+    code, out, err = coin_hf("encode", recipe, "--json")
+    assert code == 0
+    assert json.loads(out)["experts"][1]["name"] == "odd"
+    (line,) = re.findall("^warning: (.*statistics.*)", err, flags=re.MULTILINE)
+    assert line.endswith("freeze BatchNorm when fine-tuning, as arXiv:2409.01420 does")
+    assert "pipeline.py" not in err
+
+
 def test_evaluate_and_push_refuse_what_is_no_coded_model(
     world: Path, tmp_path: Path, coin_hf: Command
 ) -> None:

@@ -229,6 +229,31 @@ def test_evaluate_refuses_data_that_changed(coded: Path, tmp_path: Path) -> None
         evaluate(tree / "coded")
 
 
+def test_three_experts(coded: Path, tmp_path: Path) -> None:
+    betas = (0.5, 0.25, 0.25)
+    save_timm(tmp_path / "even", timm_model(2))
+    given = recipe_dict(coded.parent, betas=list(betas), evaluation={"limit": 20})
+    given["experts"].append({"model": str(tmp_path / "even"), "dataset": "even"})
+    given["datasets"]["even"] = {**given["datasets"]["low"], "labels": [0, 2, 4, 6, 8]}
+    ensemble = encode(Recipe.from_dict(given))
+    assert [one["missing"] for one in ensemble.result["erasures"]] == ["low", "high", "even"]
+    assert [one["points"] for one in ensemble.result["erasures"]] == [20, 20, 20]
+    assert ensemble.result["samples"]["count"] == 24
+    controls = [one["scores"]["output average"]["nda"] for one in ensemble.result["erasures"]]
+    # The third expert was never fitted: where it is never right there is no NDA of it.
+    assert controls[:2] == [100.0, 100.0]
+    assert controls[2] in (100.0, None)
+    x = torch.cat([pixels(row["image"]) for row in digits(slice(200, 204))])
+    with torch.no_grad():
+        f = [expert.model(x) for expert in ensemble.experts]
+        c = ensemble.model(x)
+    for i in range(3):
+        others = sum(betas[j] * f[j] for j in range(3) if j != i)
+        answers = ensemble(x, missing=[i])
+        torch.testing.assert_close(answers[i], (c - others) / betas[i])
+        assert all(torch.equal(answers[j], f[j]) for j in range(3) if j != i)
+
+
 def test_streaming_finds_the_same_numbers(coded: Path) -> None:
     overrides = [f"datasets.{name}.streaming=true" for name in LABELS]
     streamed = evaluate(coded, overrides=overrides)

@@ -184,6 +184,17 @@ def test_links_to_the_output_and_to_experts(coded: Path, tmp_path: Path) -> None
         assert [Path(expert.repo) for expert in loaded.experts] == [home / "low", home / "high"]
 
 
+def test_a_tree_behind_a_link_stays_movable(coded: Path, tmp_path: Path) -> None:
+    shutil.copytree(coded.parent, tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    ensemble = CodedEnsemble.from_pretrained(tmp_path / "real" / "coded")
+    for name, entry in zip(("low", "high"), ensemble.coin["experts"], strict=True):
+        entry["model"] = str(tmp_path / "link" / name)
+    ensemble.save_pretrained(tmp_path / "link" / "again")
+    coin = json.loads((tmp_path / "real" / "again" / "coin.json").read_text())
+    assert [expert["model"] for expert in coin["experts"]] == ["../low", "../high"]
+
+
 def test_overwriting_keeps_the_old_one_until_the_new_one_is_whole(
     coded: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier lik
 | β | {betas} |
 | λ | {result["lam"]:g} ({_chosen(result)}) |
 | samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
+| Fisher | {_fisher(result["fisher"])} |
 
 | expert | repository | revision | dataset |
 |---|---|---|---|
@@ -144,6 +145,12 @@ def _chosen(result: dict[str, Any]) -> str:
     values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])
     by = "NDA" if choice["by"] == "nda" else choice["by"]
     return f"best {by} among {values} on {choice['samples']} samples, no test data"
+
+
+def _fisher(used: dict[str, Any]) -> str:
+    if used["estimator"] == "exact":
+        return "exact diagonal, raw logits"
+    return f"diagonal estimated with {used['probes']} random probes for each sample, raw logits"
 
 
 def _points(result: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `coin-hf --help` is instant
 import errno
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -53,6 +54,9 @@ def encode(
     push: Annotated[
         bool, typer.Option("--push", help="Push the result to the recipe's hub.repo.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep partial work beside the output, and go on there.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a coded model from a recipe's experts, measure it, and save it."""
@@ -71,12 +75,20 @@ def encode(
         return
     if parsed.output is not None:
         check_output(Path(parsed.output), overwrite=overwrite)
-    ensemble = pipeline.encode(parsed, progress=True)
+    work = None
+    if resume:
+        if parsed.output is None:
+            raise InputError("--resume keeps its work beside the output: add `output: FOLDER`")
+        output = Path(parsed.output).absolute()
+        work = output.with_name(f"{output.name}.partial")
+    ensemble = pipeline.encode(parsed, progress=True, resume=work)
     if not _speaks():
         return
     if parsed.output is not None:
         ensemble.save_pretrained(parsed.output, overwrite=overwrite)
         _say(f"saved to {parsed.output}")
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
     if push and parsed.hub is not None:
         _warn_of_local_experts(ensemble.coin)
         settings = parsed.hub.model_dump(exclude={"repo"})

@@ -19,7 +19,7 @@ from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.evaluation import Erasure, evaluate_erasures
 from coin_hf.experts import Expert, load_expert
-from coin_hf.fisher import diagonal_fisher
+from coin_hf.fisher import diagonal_fisher, resolve_estimator
 from coin_hf.hub import pin
 from coin_hf.images import LabelledImages
 from coin_hf.outputs import logits_of
@@ -27,6 +27,7 @@ from coin_hf.recipe import Recipe
 from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
 from coin_hf.samples import Samples, draw_samples
 from coin_hf.selection import LAM_CANDIDATES, Choice, choose
+from coin_hf.work import WorkFolder
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -51,7 +52,9 @@ def resolve(recipe: Recipe) -> Recipe:
     return _pin_datasets(recipe.model_copy(update={"experts": tuple(experts)}))
 
 
-def encode(recipe: Recipe, *, progress: bool = False) -> CodedEnsemble:
+def encode(
+    recipe: Recipe, *, progress: bool = False, resume: str | Path | None = None
+) -> CodedEnsemble:
     """Make a coded model from experts, and measure it.
 
     Recipe -> experts -> samples -> Fisher -> lambda -> coded model -> every erasure decoded. Under
@@ -61,9 +64,11 @@ def encode(recipe: Recipe, *, progress: bool = False) -> CodedEnsemble:
     Args:
         recipe: What to encode.
         progress: Show bars on stderr, in the main process.
+        resume: A folder for the partial Fishers, made if it is not there: a run that was stopped
+            goes on from it, with the same result to the last bit. It is left for you to remove.
 
     Returns:
-        The ensemble; its `.result` holds every number. Nothing is written: see
+        The ensemble; its `.result` holds every number. Nothing else is written: see
         `CodedEnsemble.save_pretrained` and `push_to_hub`.
 
     Raises:
@@ -83,7 +88,8 @@ def encode(recipe: Recipe, *, progress: bool = False) -> CodedEnsemble:
         test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
     fitting, choosing = samples.split(recipe.samples.held_out)
     with _timed(seconds, "fisher"):
-        fishers = [_fisher(expert, fitting, accelerator, progress) for expert in experts]
+        folder = None if resume is None else Path(resume)
+        fishers = _fishers(recipe, experts, fitting, accelerator, progress, folder)
     thetas = [expert.parameters for expert in experts]
     buffers = average_buffers([expert.buffers for expert in experts], betas=code.betas)
 
@@ -229,19 +235,47 @@ def _draw(recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator) -
     )
 
 
-def _fisher(
-    expert: Expert, samples: Samples, accelerator: Accelerator, progress: bool
-) -> dict[str, Tensor]:
-    """One expert's Fisher on all samples."""
-    try:
-        return diagonal_fisher(
-            expert.model,
-            samples.inputs.to(next(expert.model.parameters()).dtype),
-            accelerator=accelerator,
-            progress=progress,
+def _fishers(
+    recipe: Recipe,
+    experts: Sequence[Expert],
+    samples: Samples,
+    accelerator: Accelerator,
+    progress: bool,
+    resume: Path | None,
+) -> list[dict[str, Tensor]]:
+    """Every expert's Fisher on all samples."""
+    wanted, classes = recipe.fisher, experts[0].num_classes
+    if wanted.estimator == "auto" and resolve_estimator(classes) == "probe":
+        warnings.warn(
+            f"the Fisher of {classes} classes is estimated with {wanted.probes} random probes for "
+            "each sample: set fisher.probes for more, or fisher.estimator to exact",
+            stacklevel=3,
         )
-    except ValueError as error:
-        raise InputError(f"expert '{expert.name}': {error}") from error
+    work = None
+    if resume is not None:
+        with accelerator.main_process_first():
+            work = WorkFolder(resume, recipe.dump())
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    fishers = []
+    for i, expert in enumerate(experts):
+        try:
+            fisher = diagonal_fisher(
+                expert.model,
+                samples.inputs.to(next(expert.model.parameters()).dtype),
+                estimator=wanted.estimator,
+                probes=wanted.probes,
+                batch_size=wanted.batch_size,
+                seed=recipe.samples.seed,
+                accelerator=accelerator,
+                progress=progress,
+                checkpoint=None if work is None else work.fisher(i, **place),
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"expert '{expert.name}': {error}") from error
+        fishers.append(fisher)
+    return fishers
 
 
 def _choose_lam(

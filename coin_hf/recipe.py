@@ -92,6 +92,17 @@ class SamplesBlock(_Block):
     """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
 
 
+class FisherBlock(_Block):
+    """How the Fisher is computed."""
+
+    estimator: Literal["exact", "probe", "auto"] = "auto"
+    """`exact`; `probe`, whose cost does not grow with the classes; `auto`: exact up to 64."""
+    probes: Annotated[StrictInt, Field(ge=1)] = 4
+    """Random directions of the logits for each sample; used by `probe` only."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Samples in one pass; by default what fits in memory."""
+
+
 class EvaluationBlock(_Block):
     """Where NDA is measured; never looked at for a choice."""
 
@@ -136,6 +147,8 @@ class Recipe(_Block):
     """Penalty lambda; `auto` picks among 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
+    fisher: FisherBlock = FisherBlock()
+    """Exact or estimated, and how many samples at once."""
     evaluation: EvaluationBlock = EvaluationBlock()
     """Where NDA is measured."""
     output: str | None = None
@@ -365,6 +378,7 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
         "experts": ExpertBlock,
         "datasets": DatasetBlock,
         "samples": SamplesBlock,
+        "fisher": FisherBlock,
         "evaluation": EvaluationBlock,
         "hub": HubBlock,
     }

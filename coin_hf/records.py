@@ -7,6 +7,7 @@ from typing import Any
 
 from coin_hf.evaluation import Erasure
 from coin_hf.experts import Expert
+from coin_hf.fisher import resolve_estimator
 from coin_hf.hub import local_folder
 from coin_hf.recipe import Recipe
 from coin_hf.samples import Samples
@@ -15,7 +16,17 @@ from coin_hf.selection import Choice
 FORMAT = 1
 """Version of coin.json and result.json; a reader refuses one it does not know."""
 
-COIN_KEYS = ("library", "coder", "betas", "lam", "experts", "datasets", "samples", "evaluation")
+COIN_KEYS = (
+    "library",
+    "coder",
+    "betas",
+    "lam",
+    "experts",
+    "datasets",
+    "samples",
+    "fisher",
+    "evaluation",
+)
 RESULT_KEYS = (*COIN_KEYS, "erasures", "mean_nda", "run")
 """What a reader of coin.json and of result.json relies on."""
 
@@ -49,6 +60,7 @@ def coin_record(
     said = recipe.dump()
     for expert, entry in zip(experts, said["experts"], strict=True):
         entry |= {"model": _place(entry["model"]), "library": expert.library}
+    said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     for dataset in said["datasets"].values():
         dataset["path"] = _place(dataset["path"])
     drawn = {expert.name: list(rows) for expert, rows in zip(experts, samples.rows, strict=True)}
@@ -61,6 +73,7 @@ def coin_record(
         "experts": said["experts"],
         "datasets": said["datasets"],
         "samples": {**said["samples"], "rows": drawn},
+        "fisher": said["fisher"],
         "evaluation": said["evaluation"],
         "versions": environment(),
     }
@@ -78,10 +91,10 @@ def recipe_of(coin: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: If the record is not a valid recipe.
     """
-    keys = ("coder", "betas", "lam", "experts", "datasets", "evaluation")
+    keys = ("coder", "betas", "lam", "experts", "datasets", "fisher", "evaluation")
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return Recipe.from_dict(
-        {**{key: coin[key] for key in keys}, "samples": samples}, source="coin.json"
+        {**{key: coin[key] for key in keys if key in coin}, "samples": samples}, source="coin.json"
     )
 
 
@@ -116,6 +129,7 @@ def result_record(
         ],
         "datasets": coin["datasets"],
         "samples": {**samples, "count": sum(len(r) for r in coin["samples"]["rows"].values())},
+        "fisher": coin["fisher"],
         "evaluation": coin["evaluation"],
         **measured(erasures),
         "run": {**run, "versions": environment()},

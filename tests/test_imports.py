@@ -18,7 +18,7 @@ LINE = [
     "images", "samples",
     "outputs", "fisher",
     "coders", "coded",
-    "erasure", "metrics", "evaluation", "selection",
+    "erasure", "metrics", "evaluation", "selection", "work",
     "records", "report", "card", "repository",
     "ensemble", "pipeline", "demo", "cli", "__main__",
 ]  # fmt: skip

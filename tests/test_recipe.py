@@ -58,7 +58,7 @@ def test_default_betas_are_equal(n: int) -> None:
         (
             {"zzz": 1},
             "unknown key 'zzz'; valid keys are experts, datasets, betas, coder, lam, samples, "
-            "evaluation, output, hub",
+            "fisher, evaluation, output, hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),
         ({"evaluation": {"batchsize": 1}}, "unknown key 'evaluation.batchsize', did you mean "),
@@ -357,7 +357,7 @@ class TestSchema:
         return [self.schema, *self.schema["$defs"].values()]
 
     def test_every_object_is_closed(self) -> None:
-        assert len(self.blocks()) == 6
+        assert len(self.blocks()) == 7
         for block in self.blocks():
             assert block["type"] == "object"
             assert block["additionalProperties"] is False
@@ -389,4 +389,4 @@ class TestSchema:
                     walk(value)
 
         walk(self.schema)
-        assert len(set(found)) == 5
+        assert len(set(found)) == 6

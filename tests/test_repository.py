@@ -35,6 +35,7 @@ COIN = """{
     "pets": {"path": "someone/pets", "revision": "0123456789abcdef0123456789abcdef01234567", "split": "train", "streaming": false}
   },
   "samples": {"per_expert": 2, "seed": 0, "held_out": 0.0, "rows": {"cats": [3, 1], "dogs": [0, 7]}},
+  "fisher": {"estimator": "exact"},
   "evaluation": {"split": "test", "batch_size": 64},
   "versions": {"python": "3.12.0", "coin-hf": "0.1.0"}
 }

@@ -1,9 +1,11 @@
 """Slow, obvious oracles: the paper's formulas in plain Python numbers and loops."""
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def merged(
@@ -95,3 +97,44 @@ def nda(answers: Sequence[int], truths: Sequence[int], own: Sequence[int]) -> fl
         right += answer == truth
         own_right += expert == truth
     return 100 * right / own_right if own_right else None
+
+
+def fisher(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
+    """(1/P) sum_l sum_k (d f_k(x_l) / d theta)^2, eq. (16): one backward pass an entry of J."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    parameters = dict(model.named_parameters())
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    samples = rows(inputs)
+    for sample in samples:
+        output = model(**sample) if isinstance(sample, dict) else model(sample)
+        logits = output if isinstance(output, Tensor) else output.logits
+        for k in range(logits.shape[1]):
+            gradients = torch.autograd.grad(
+                logits[0, k], list(parameters.values()), retain_graph=True, allow_unused=True
+            )
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    total[name] += gradient.to_dense() ** 2
+    return {name: value / len(samples) for name, value in total.items()}
+
+
+def rows(inputs: Any) -> list[Any]:
+    """The samples of a tensor or of a dict of tensors, as batches of one."""
+    if not isinstance(inputs, dict):
+        return [inputs[row : row + 1] for row in range(len(inputs))]
+    length = len(next(iter(inputs.values())))
+    return [{name: x[row : row + 1] for name, x in inputs.items()} for row in range(length)]
+
+
+def fisher_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest error of an entry, relative to the largest entry of its parameter.
+
+    A gradient that is zero but for rounding (a key's bias under a softmax) has no digits: entries
+    below 1e-20 of the model's largest one are rounding at a tolerance of 1e-10.
+    """
+    assert list(found) == list(expected)
+    floor = 1e-10 * max(float(value.max()) for value in expected.values())
+    return max(
+        float((found[name] - value).abs().max()) / (float(value.max()) + floor)
+        for name, value in expected.items()
+    )

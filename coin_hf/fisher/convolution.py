@@ -44,11 +44,11 @@ def convolve_few(
     n = len(kernel)
     key = (padding if isinstance(padding, str) else _tuple(padding, n), _tuple(dilation, n))
     extents, places = _taps(space, kernel, _tuple(stride, n), *key)
-    taps = weight.flatten(2)  # (O, C, taps)
+    taps = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
     matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
     for t, used in enumerate(places):
         for s, tap in used:
-            matrix[t, :, s] = taps[:, :, tap]
+            matrix[t, :, s] = taps[tap]
     columns = inputs.flatten(2).transpose(1, 2).flatten(1)  # (B, S * C)
     product = F.linear(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
     output = product.view(len(inputs), len(places), -1).transpose(1, 2).unflatten(2, extents)

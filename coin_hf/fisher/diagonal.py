@@ -1,6 +1,6 @@
 """The diagonal Fisher of a classifier over unlabeled samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from coin_hf.fisher.state import borrowed
 from coin_hf.outputs import call, to_device
 
 
+@torch.inference_mode(False)  # the caller may be in it
 def diagonal_fisher(
     model: nn.Module,
-    inputs: Tensor | dict[str, Tensor],
+    inputs: Tensor | Mapping[str, Tensor],
     *,
     estimator: Estimator = "exact",
     probes: int = 1,
@@ -48,8 +49,8 @@ def diagonal_fisher(
     Args:
         model: A classifier of any architecture, on one device. It is put in eval mode for the
             time of the call; modes, flags, gradients and the random state are left as they were.
-        inputs: P samples: a tensor (P, ...), or a dict of keyword arguments (P, ...). With an
-            accelerator, the same P samples in every process.
+        inputs: P samples: a tensor (P, ...), or a mapping of keyword arguments (P, ...), such as
+            what a tokenizer returns. With an accelerator, the same P samples in every process.
         estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact up
             to 64 classes.
         probes: Random directions for each sample, used by `probe` only.
@@ -66,8 +67,8 @@ def diagonal_fisher(
         mean over samples of the sum over classes.
 
     Raises:
-        ValueError: If there are no samples or no parameters, a number is below 1, the estimator
-            is unknown, or a value is not finite.
+        ValueError: If there are no samples or no parameters, the keyword arguments differ in
+            length, a number is below 1, the estimator is unknown, or a value is not finite.
         RuntimeError: If the self-check fails.
 
     Example:
@@ -77,6 +78,7 @@ def diagonal_fisher(
                 [1., 4.],
                 [1., 4.]])
     """
+    inputs = _plain(inputs)
     total, parameters = sample_count(inputs), dict(model.named_parameters())
     _check(total, parameters, probes=probes, batch_size=batch_size)
     resolve_estimator(1, estimator)  # refuses an unknown name before anything is computed
@@ -109,8 +111,9 @@ def diagonal_fisher(
     for name, value in partial.sums.items():
         if world > 1:
             value = accelerator.reduce(value.to(device), "sum")
-        fisher[name] = (value / total).cpu()
-        if not fisher[name].isfinite().all():
+        fisher[name] = value.div_(total).cpu()
+        # Nothing is negative, so nothing cancels; the sum is one pass over the memory.
+        if not fisher[name].sum(dtype=torch.float64).isfinite():
             raise ValueError(
                 f"the Fisher of '{name}' is not finite: the weights or outputs are too large for "
                 "the model's dtype, or a sample holds a value that is not finite"
@@ -132,7 +135,7 @@ def _add_samples(
 ) -> None:
     """Add this process's samples, from where `partial` stands; cotangents go by global index."""
     if partial.done < len(mine):
-        pair = to_device(take(inputs, list(mine[:2])), device)
+        pair = to_device(take(inputs, _two(inputs, mine)), device)
         plan = make_plan(model, pair)
         if partial.done == 0:
             with torch.no_grad():
@@ -152,6 +155,25 @@ def _add_samples(
             bar.update(len(indices))
             if checkpoint is not None:
                 checkpoint.save(partial, final=partial.done == len(mine))
+
+
+def _plain(inputs: Any) -> Any:
+    """A tensor or a dict of tensors of one length, cut off from the graph they come from."""
+    if not isinstance(inputs, Mapping):
+        return inputs.clone() if inputs.is_inference() else inputs.detach()
+    lengths = {name: len(value) for name, value in inputs.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"expected as many rows of each keyword argument, got {lengths}")
+    return {name: _plain(value) for name, value in inputs.items()}
+
+
+def _two(inputs: Any, mine: Sequence[int]) -> list[int]:
+    """The first sample and one that is not its copy: it would not show an influence on others."""
+    parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    for index in mine[1:]:
+        if not all(torch.equal(part[mine[0]], part[index]) for part in parts):
+            return [mine[0], index]
+    return list(mine[:2])
 
 
 def _zeros(parameters: dict[str, nn.Parameter], device: torch.device | str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from coin_hf.fisher.generic import Cotangents, add_generic, sample_count, take
 from coin_hf.fisher.rules import RULES
 from coin_hf.fisher.state import refresh
-from coin_hf.fisher.tape import Tape
+from coin_hf.fisher.tape import Shape, Tape
 from coin_hf.outputs import call
 
 
@@ -29,6 +29,9 @@ class Plan:
     Attributes:
         ruled: Name -> parameter used once, by a function with a rule, on a leading sample axis.
         generic: Name -> any other parameter.
+        uses: Name -> shape, for one sample, of the output of the function that uses it. Another
+            shape is another use, where the length of some axis is that of the chunk by chance.
+        refused: Names and shapes of uses that turned out not to be by one sample after the other.
         batched: Whether the backward pass can run for several cotangents at once.
         activations: Bytes that the forward pass leaves behind for each sample, about.
         widest: Bytes of the largest activation of a sample.
@@ -36,6 +39,8 @@ class Plan:
 
     ruled: dict[str, nn.Parameter]
     generic: dict[str, nn.Parameter] = field(default_factory=dict)
+    uses: dict[str, Shape] = field(default_factory=dict)
+    refused: set[tuple[str, Shape]] = field(default_factory=set)
     batched: bool = True
     activations: int = 1
     widest: int = 1
@@ -66,41 +71,55 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     plan = Plan(dict(model.named_parameters()))
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
     with torch.no_grad():
-        alone = call(model, take(pair, slice(0, 1)))
-    tape, logits = _forward(model, pair, plan, {}, checking=True)
-    plan.activations = 2 * sum(tape.sizes) // 2  # the functions without a rule keep about as much
-    plan.widest = max(tape.sizes, default=1) // 2
-    plan.demote(_conflicts(tape, logits, plan))
-    tolerance = torch.finfo(logits.dtype).eps ** 0.5 * alone.abs().max()
-    if not (logits[:1].detach() - alone).abs().max() <= tolerance:
+        alone = torch.cat([call(model, take(pair, slice(row, row + 1))) for row in (0, 1)])
+        together = call(model, pair)
+    tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+    if not (together - alone).abs().max() <= tolerance:
         # Samples of a batch influence each other: only one at a time is what eq. (16) means.
         plan.demote(list(plan.ruled))
-        return plan
-    direction = torch.ones_like(logits[0]).cumsum(0)  # no class is left out, none cancels another
-    vectors = torch.eye(2).to(direction)[:, :, None] * direction  # (2, 2, K): one sample each
-    try:
-        _backward(tape, logits, vectors, batched=True, retain=True)
-        leaking = _leaks(tape, [0, 1])
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # an operation that vmap cannot batch
-        plan.batched = False
-        leaking = []
-        for sample in (0, 1):
-            tape.watched.clear()
-            _backward(tape, logits, vectors[sample, None], batched=False, retain=True)
-            leaking += _leaks(tape, [sample])
-    plan.demote(leaking)
+    while plan.ruled:
+        tape, logits = _forward(model, pair, plan, {}, checking=True)
+        conflicts = _conflicts(tape, logits, plan)
+        plan.demote(conflicts)
+        if conflicts:
+            continue
+        plan.activations = sum(tape.sizes)  # the functions without a rule keep about as much
+        plan.widest = max(1, max(tape.sizes, default=1) // 2)
+        leaking = _leaks(tape, logits, plan)
+        if not leaking:
+            plan.uses = {name: shapes[0] for name, shapes in tape.uses.items()}
+            break
+        plan.refused |= leaking
     return plan
 
 
-def _leaks(tape: Tape, samples: Sequence[int]) -> list[str]:
-    """Parameters at whose output cotangent m left a gradient beside the rows of samples[m]."""
-    leaking = []
-    for names, gradient in tape.watched:
+def _leaks(tape: Tape, logits: Tensor, plan: Plan) -> set[tuple[str, Shape]]:
+    """Uses at whose output a cotangent on one of two samples left a gradient on the other one."""
+    direction = torch.ones_like(logits[0]).cumsum(0)  # no class is left out, none cancels another
+    vectors = torch.eye(2).to(direction)[:, :, None] * direction  # (2, 2, K): one sample each
+    if plan.batched:
+        try:
+            _backward(logits, vectors, batched=True, retain=True)
+            return _leaking(tape, [0, 1])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # an operation that vmap cannot batch
+            plan.batched = False
+    leaking = set()
+    for sample in (0, 1):
+        tape.watched.clear()
+        _backward(logits, vectors[sample, None], batched=False, retain=True)
+        leaking |= _leaking(tape, [sample])
+    return leaking
+
+
+def _leaking(tape: Tape, samples: Sequence[int]) -> set[tuple[str, Shape]]:
+    """The same, cotangent m being on samples[m]."""
+    leaking = set()
+    for uses, gradient in tape.watched:
         rows = gradient.unflatten(1, (2, -1))
         if any(rows[m, 1 - sample].any() for m, sample in enumerate(samples)):
-            leaking += names
+            leaking.update(uses)
     return leaking
 
 
@@ -129,8 +148,8 @@ def add_chunk(
         if not conflicts:
             *blocks, last = cotangents(logits, range(len(logits))).split(block)
             for vectors in blocks:
-                _backward(tape, logits, vectors, plan.batched, retain=True)
-            _backward(tape, logits, last, plan.batched)
+                _backward(logits, vectors, plan.batched, retain=True)
+            _backward(logits, last, plan.batched)
             break
         plan.demote(conflicts)
     add_generic(sums, model, inputs, cotangents, plan.generic)
@@ -141,28 +160,27 @@ def _forward(
 ) -> tuple[Tape, Tensor]:
     """Run the model under a tape; only what the rules take requires a gradient."""
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
-    tape = Tape(RULES, sums, names, sample_count(inputs), checking=checking)
+    samples = sample_count(inputs)
+
+    def accepts(name: str, shape: Shape) -> bool:
+        if checking:
+            return (name, shape) not in plan.refused
+        return samples == 1 or plan.uses.get(name) == shape  # all rows belong to a single sample
+
+    tape = Tape(RULES, sums, names, samples, accepts, checking=checking)
     refresh(model)
     with _frozen(plan.generic.values()), sdpa_kernel(SDPBackend.MATH), tape:
         return tape, call(model, inputs)
 
 
-def _backward(
-    tape: Tape, logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False
-) -> None:
-    """Run the cotangents, (M, P, K), through the graph; the tape does the rest."""
-    if not tape.leaves:
+def _backward(logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False) -> None:
+    """Run the cotangents, (M, P, K), through the whole graph; the tape does the rest."""
+    leaves = list(_variables(logits).values())
+    if not leaves:
         return
 
     def one(vector: Tensor, retain: bool = retain) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            logits,
-            tape.leaves,
-            vector,
-            retain_graph=retain,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        return torch.autograd.grad(logits, leaves, vector, retain_graph=retain)
 
     if batched:
         torch.func.vmap(one)(vectors)
@@ -179,7 +197,7 @@ def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
     place after it was used.
     """
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
-    found = {name for name, uses in tape.uses.items() if uses > 1}
+    found = {name for name, shapes in tape.uses.items() if len(shapes) > 1}
     found |= {names[i] for i in _variables(logits) if i in names}
     for tensor, version, users in tape.saved:
         if tensor._version != version:
@@ -187,18 +205,18 @@ def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
     return [name for name in plan.ruled if name in found]
 
 
-def _variables(output: Tensor) -> set[int]:
-    """Ids of the leaf tensors in the autograd graph of `output`."""
+def _variables(output: Tensor) -> dict[int, Tensor]:
+    """The leaf tensors in the autograd graph of `output`, by id."""
     pending: list[Any] = [output.grad_fn]
     seen: set[Any] = set()
-    leaves: set[int] = set()
+    leaves: dict[int, Tensor] = {}
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
+            leaves[id(node.variable)] = node.variable
         pending += [parent for parent, _ in node.next_functions]
     return leaves
 

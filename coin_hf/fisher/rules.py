@@ -70,7 +70,7 @@ def conv(
         return None
     settings = (stride, padding, dilation, groups)
     w, b = _detached(tape, weight, direct=True), _detached(tape, bias)
-    output = convolve_few(input, w, b, *settings)
+    output = None if tape.checking else convolve_few(input, w, b, *settings)
     if output is None:
         output = function(input, w, b, *settings)
     samples, inputs = tape.samples, _kept(input)
@@ -165,6 +165,23 @@ def group_norm(
         return F.group_norm(inputs.to(accumulator_dtype(inputs.dtype)), num_groups, eps=eps)
 
     return _affine(tape, output, inputs, normalised, weight, bias, input.dim() - 2)
+
+
+def instance_norm(
+    tape: Tape,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """InstanceNorm: a GroupNorm of single channels, or a BatchNorm by its running statistics."""
+    if use_input_stats:
+        return group_norm(tape, input, input.shape[1], weight, bias, eps)
+    return batch_norm(tape, input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
 def rms_norm(
@@ -276,12 +293,16 @@ def addcmul(
     return torch.add(product, input) if output is None else output
 
 
-def expand(tape: Tape, input: Tensor, *sizes: Any) -> Tensor | None:
+def expand(
+    function: Callable[..., Tensor], tape: Tape, input: Tensor, *sizes: Any, **kwargs: Any
+) -> Tensor | None:
     """A parameter repeated for every sample (class token)."""
     if not tape.takes(input) or input.dim() == 0 or len(input) != 1:
         return None
-    output = input.detach().expand(*sizes)
+    output = function(input.detach(), *sizes, **kwargs)
     if output.dim() != input.dim() or len(output) != tape.samples:
+        return None
+    if function is Tensor.repeat and output.shape[1:] != input.shape[1:]:
         return None
     return tape.watch(output, [], {input: Elementwise(tape.samples)})
 
@@ -300,10 +321,13 @@ def attention(
         return None
     if attn_mask.dim() == query.dim() and len(attn_mask) != 1:
         return None
-    shape = (len(query), *attn_mask.shape[1 - query.dim() :])
+    last = attn_mask.shape[1 - query.dim() :]
+    shape = (len(query), *(1,) * (query.dim() - 1 - len(last)), *last)
     copies = attn_mask.detach().expand(shape)
-    copies = tape.watch(copies, [], {attn_mask: Elementwise(tape.samples)})
-    return F.scaled_dot_product_attention(query, key, value, copies, *args, **kwargs)
+    watched = tape.watch(copies, [], {attn_mask: Elementwise(tape.samples)})
+    if watched is None:
+        return None
+    return F.scaled_dot_product_attention(query, key, value, watched, *args, **kwargs)
 
 
 def _affine(
@@ -314,7 +338,7 @@ def _affine(
     weight: Tensor | None,
     bias: Tensor | None,
     trailing: int,
-) -> Tensor:
+) -> Tensor | None:
     """Watch y = w * xhat + b, with w and b `trailing` axes before the last."""
     squares = {
         weight: Elementwise(tape.samples, normalised, trailing),
@@ -367,6 +391,7 @@ RULES: dict[Any, Rule] = {
     F.batch_norm: batch_norm,
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
+    F.instance_norm: instance_norm,
     F.rms_norm: rms_norm,
     torch.prelu: prelu,
     F.embedding: embedding,
@@ -376,6 +401,9 @@ RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
     torch.addcmul: addcmul,
-    Tensor.expand: expand,
+    **{
+        function: partial(expand, function)
+        for function in (Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to)
+    },
     F.scaled_dot_product_attention: attention,
 }

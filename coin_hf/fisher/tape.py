@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from coin_hf.fisher.squares import accumulator_dtype, pull_back
 
 Squares = Any  # (running sum, gradient of an output (M, P * R, ...)) -> None; or `Elementwise`
+Shape = tuple[int, ...]
 Rule = Callable[..., Tensor | None]  # (tape, *arguments of the function) -> output, None: decline
 
 
@@ -31,14 +32,15 @@ class Tape(TorchFunctionMode):
         sums: Name -> running sum, of the parameter's shape.
         names: id of a parameter -> its name, for the parameters the rules may take.
         samples: P of this pass.
+        accepts: Whether a parameter may be taken by a function whose output has this shape for
+            one sample.
         checking: Keep the gradients in `watched` instead of adding their squares.
 
     Attributes:
-        uses: Name -> by how many functions with a rule the parameter was used.
-        leaves: Where the backward pass ends: the first outputs that depend on a parameter.
+        uses: Name -> shapes for one sample of the outputs of functions with a rule that used it.
         saved: What the callbacks will read, its version at that time, and for which parameters.
         derived: id of a derived tensor -> that tensor and the parameters it comes from.
-        watched: Parameters and gradient of each output, when `checking`.
+        watched: Uses and gradient of each output, when `checking`.
         sizes: Bytes of each watched output.
     """
 
@@ -48,17 +50,17 @@ class Tape(TorchFunctionMode):
         sums: dict[str, Tensor],
         names: dict[int, str],
         samples: int,
+        accepts: Callable[[str, Shape], bool],
         *,
         checking: bool = False,
     ) -> None:
         super().__init__()
         self.rules, self.sums, self.names, self.samples = rules, sums, names, samples
-        self.checking = checking
-        self.uses: dict[str, int] = {}
+        self.accepts, self.checking = accepts, checking
+        self.uses: dict[str, list[Shape]] = {}
         self.derived: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
-        self.leaves: list[Tensor] = []
         self.saved: list[tuple[Tensor, int, list[str]]] = []
-        self.watched: list[tuple[list[str], Tensor]] = []
+        self.watched: list[tuple[list[tuple[str, Shape]], Tensor]] = []
         self.sizes: list[int] = []
 
     def __torch_function__(
@@ -110,7 +112,7 @@ class Tape(TorchFunctionMode):
         output: Tensor,
         saved: list[Tensor],
         squares: dict[Tensor, Any],
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Arrange for the squares to be added when the gradient of `output` is known.
 
         Args:
@@ -120,8 +122,11 @@ class Tape(TorchFunctionMode):
                 derived tensor -> `Elementwise`.
 
         Returns:
-            What the model gets in place of `output`.
+            What the model gets in place of `output`, or None if this is not a use to take.
         """
+        shape = (len(output) // self.samples, *output.shape[1:])
+        if not all(self.accepts(name, shape) for each in squares for name in self.sources(each)):
+            return None
         callbacks: dict[str, Any] = {}
         for tensor, square in squares.items():
             for name, parameter in self.sources(tensor).items():
@@ -129,16 +134,16 @@ class Tape(TorchFunctionMode):
                 callbacks[name] = (
                     square if direct else partial(pull_back, square, tensor, parameter)
                 )
-                self.uses[name] = self.uses.get(name, 0) + 1
+                self.uses.setdefault(name, []).append(shape)
         self.saved += [(tensor, tensor._version, list(callbacks)) for tensor in saved]
         self.sizes.append(output.nbytes)
         if not output.requires_grad:
-            self.leaves.append(output.detach().requires_grad_())
-            output = self.leaves[-1].clone()  # the model may not change a leaf in place
+            # Here the backward pass ends. The model may not change a leaf in place: a clone.
+            output = output.detach().requires_grad_().clone()
 
         def consume(gradient: Tensor) -> None:
             if self.checking:
-                self.watched.append((list(callbacks), gradient))
+                self.watched.append(([(name, shape) for name in callbacks], gradient))
                 return
             gradient = gradient.to(accumulator_dtype(gradient.dtype))
             for name, square in callbacks.items():

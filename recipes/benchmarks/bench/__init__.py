@@ -1,0 +1,1 @@
+"""What the benchmarks share: networks, ways to a Fisher, peers, measuring, tables."""

@@ -1,0 +1,156 @@
+"""The whole COIN coding step beside the distillation baseline's cost, on ResNet50 at 32x32.
+
+    python recipes/benchmarks/coding_step.py [--threads 1] [--full]
+
+Coding: two exact Fishers at P = 200, then lambda from six candidates, with the experts' logits
+computed once and one forward of the coded model for each. Baseline: the coded model trained to the
+mean of the experts' logits, 20 epochs of the same 200 samples, batches of 8, AdamW.
+
+The networks have random weights and the images are noise: what is measured is cost.
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench.cases import Case
+from bench.machine import describe
+from bench.tables import coding_table, put, write
+from torch import Tensor, nn
+
+from coin_hf.coded import load
+from coin_hf.coders import fisher_average
+from coin_hf.erasure import ErasureCode
+from coin_hf.fisher import diagonal_fisher
+from coin_hf.outputs import logits_of
+from coin_hf.samples import Samples
+from coin_hf.selection import LAM_CANDIDATES, Choice, choose
+
+HERE = Path(__file__).parent
+CASE = Case("resnet50-32", 10, 200)
+BETAS = (0.5, 0.5)
+BATCH = 32
+"""Samples of a forward pass."""
+EPOCHS, TRAINING_BATCH = 20, 8
+
+
+def main() -> None:
+    """Measure both, then write JSON and README."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--full", action="store_true", help=f"train all {EPOCHS} epochs")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "coding_step.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = measure(full=options.full)
+    print(coding_table(result))
+    write(options.output, result)
+    if options.output == HERE / "results" / "coding_step.json":
+        put(HERE / "README.md", "coding step", coding_table(result))
+
+
+def measure(*, full: bool) -> dict[str, Any]:
+    """Time the coding step and the baseline.
+
+    Args:
+        full: Run every epoch; else one, times their number.
+
+    Returns:
+        Plain data.
+    """
+    experts, samples = two_experts(), draw()
+    fishers: list[dict[str, Tensor]] = []
+    seconds = {"fishers": _timed(lambda: fishers.extend(_fishers(experts, samples)))}
+    seconds["lam"] = _timed(lambda: choose_lam(experts, fishers, samples))
+    seconds["coin"] = seconds["fishers"] + seconds["lam"]
+    epochs = EPOCHS if full else 1
+    distilled = _timed(lambda: distil(experts, samples, epochs))
+    seconds["distillation"] = distilled * EPOCHS / epochs
+    how = "run in full" if full else f"one epoch's time x {EPOCHS}"
+    return {
+        "case": CASE.key,
+        "seconds": seconds,
+        "ratio": seconds["coin"] / seconds["distillation"],
+        "distillation": f"{EPOCHS} epochs of {CASE.samples} samples ({how})",
+        "machine": describe("cpu"),
+    }
+
+
+def two_experts() -> list[nn.Module]:
+    """Two networks a little apart, as fine-tuning leaves them."""
+    first = CASE.model()
+    second = copy.deepcopy(first)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for value in second.parameters():
+            value.add_(torch.randn(value.shape, generator=generator) * 0.01 * value.abs().mean())
+    return [first, second]
+
+
+def draw() -> Samples:
+    """200 labelled samples, half of them from each expert's data."""
+    half, total = CASE.samples // 2, CASE.samples
+    generator = torch.Generator().manual_seed(3)
+    return Samples(
+        inputs=CASE.inputs(total),
+        labels=torch.randint(CASE.classes, (total,), generator=generator),
+        sources=torch.arange(2).repeat_interleave(half),
+        rows=(tuple(range(half)), tuple(range(half))),
+    )
+
+
+def choose_lam(
+    experts: Sequence[nn.Module], fishers: Sequence[dict[str, Tensor]], samples: Samples
+) -> Choice:
+    """Choose lambda as `lam: auto` does, and leave the coded model with it."""
+    coded = copy.deepcopy(experts[0])
+    thetas = [dict(expert.named_parameters()) for expert in experts]
+
+    @torch.no_grad()
+    def load_coded(lam: float) -> None:
+        load(coded, fisher_average(thetas, fishers, betas=BETAS, lam=lam), {})
+
+    def coded_logits(lam: float) -> Tensor:
+        load_coded(lam)
+        return logits_of(coded, samples.inputs, batch_size=BATCH)
+
+    logits = [logits_of(expert, samples.inputs, batch_size=BATCH) for expert in experts]
+    choice = choose(LAM_CANDIDATES, coded_logits, logits, samples, ErasureCode(BETAS))
+    load_coded(choice.value)
+    return choice
+
+
+def distil(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> None:
+    """Train a copy of the first expert to the mean of the experts' logits, normalisation frozen."""
+    student = copy.deepcopy(experts[0])
+    logits = [logits_of(expert, samples.inputs, batch_size=BATCH) for expert in experts]
+    targets = ErasureCode(BETAS).encode(logits)[0]
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(epochs):
+        order = torch.randperm(len(samples), generator=generator)
+        for rows in order.split(TRAINING_BATCH):
+            loss = nn.functional.mse_loss(student(samples.inputs[rows]), targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def _fishers(experts: Sequence[nn.Module], samples: Samples) -> list[dict[str, Tensor]]:
+    """Each expert's Fisher on all samples."""
+    return [diagonal_fisher(expert, samples.inputs) for expert in experts]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Wall seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

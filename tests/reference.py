@@ -99,13 +99,18 @@ def nda(answers: Sequence[int], truths: Sequence[int], own: Sequence[int]) -> fl
     return 100 * right / own_right if own_right else None
 
 
-def fisher(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-    """(1/P) sum_l sum_k (d f_k(x_l) / d theta)^2, eq. (16): one backward pass an entry of J."""
+def fisher(model: nn.Module, inputs: Any, *, copies: int = 1) -> dict[str, Tensor]:
+    """(1/P) sum_l sum_k (d f_k(x_l) / d theta)^2, eq. (16): one backward pass an entry of J.
+
+    A batch is one sample, `copies` times: see `test_batch_norm_where_torchs_own_is_wrong`.
+    """
     model = copy.deepcopy(model).eval().requires_grad_(True)
     parameters = dict(model.named_parameters())
     total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     samples = rows(inputs)
     for sample in samples:
+        if copies > 1:
+            sample = sample.expand(copies, *sample.shape[1:])
         output = model(**sample) if isinstance(sample, dict) else model(sample)
         logits = output if isinstance(output, Tensor) else output.logits
         for k in range(logits.shape[1]):
@@ -116,6 +121,22 @@ def fisher(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
                 if gradient is not None:
                     total[name] += gradient.to_dense() ** 2
     return {name: value / len(samples) for name, value in total.items()}
+
+
+def fisher_by_differences(model: nn.Module, inputs: Tensor, step: float) -> dict[str, Tensor]:
+    """The same by central differences, with no derivative at all; errors of order step^2."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    total = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for entry in range(parameter.numel()):
+            value = float(parameter.view(-1)[entry])
+            parameter.view(-1)[entry] = value + step
+            above = model(inputs)
+            parameter.view(-1)[entry] = value - step
+            slope = (above - model(inputs)) / (2 * step)
+            parameter.view(-1)[entry] = value
+            total[name].view(-1)[entry] = (slope**2).sum() / len(inputs)
+    return total
 
 
 def rows(inputs: Any) -> list[Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import randomise
-from reference import fisher, fisher_error
+from reference import fisher, fisher_by_differences, fisher_error
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
@@ -636,6 +636,40 @@ def test_samples_that_influence_each_other_are_taken_one_by_one(name: str, twins
     if twins:
         inputs[1] = inputs[0]
     assert_exact(model, inputs, by_rule=False)
+
+
+class TokensOfAMap(nn.Module):
+    """BatchNorm before the map becomes a sequence: its gradient comes in another memory order."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4)
+        self.tokens, self.layer, self.head = nn.LayerNorm(4), nn.Linear(4, 4), nn.Linear(4, K)
+        self.tied = tied
+        if tied:  # a weight with no rule: one sample at a time, by autograd
+            self.factor = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        if self.tied:
+            weight = torch.einsum("oihw,op->pihw", weight, self.factor)
+        x = self.norm(F.conv2d(x, weight, self.conv.bias))
+        x = self.layer(self.tokens(x.flatten(2).transpose(1, 2)))
+        return self.head(x.sin().mean(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_batch_norm_where_torchs_own_is_wrong(tied: bool) -> None:
+    # Torch 2.14 on a CPU: a batch of one in the order of channels first, a gradient in the order
+    # of channels last, and the stock backward in eval mode mixes up its entries.
+    model, inputs = built(lambda: TokensOfAMap(tied)), normal(P, 3, 5, 5)
+    expected = fisher_by_differences(model, inputs, 1e-5)
+    assert fisher_error(fisher(model, inputs, copies=2), expected) <= 1e-6
+    for batch_size in (None, 1):
+        found = diagonal_fisher(model, inputs, batch_size=batch_size)
+        assert fisher_error(found, expected) <= 1e-6
+        assert fisher_error(found, fisher(model, inputs, copies=2)) <= 1e-10
+    assert generic(model, inputs) == (["factor", "conv.weight"] if tied else [])
 
 
 class Idle(nn.Module):

@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coin_hf.fisher.rules import batch_norm
 from coin_hf.fisher.state import refresh
+from coin_hf.fisher.tape import Tape
 from coin_hf.outputs import call
 
 Cotangents = Callable[[Tensor, Sequence[int]], Tensor]  # (logits, positions) -> (M, P, K)
@@ -40,7 +43,9 @@ def add_generic(
     block = max(1, BLOCK // sum(leaf.numel() for leaf in leaves))
     for position in range(sample_count(inputs)):
         refresh(model)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused ones cannot be batched over cotangents
+        # Fused attention cannot be batched over cotangents; of the rules, one is for the forward.
+        tape = Tape({F.batch_norm: batch_norm}, {}, {}, 1, lambda name, shape: False)
+        with sdpa_kernel(SDPBackend.MATH), tape:
             logits = call(model, take(inputs, slice(position, position + 1)))
         for vectors in cotangents(logits, [position]).split(block):
             for name, gradient in zip(names, batched_grad(logits, leaves, vectors), strict=True):

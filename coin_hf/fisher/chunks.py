@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from coin_hf.fisher.engine import Plan
 from coin_hf.fisher.generic import take
 from coin_hf.outputs import to_device
 
-CPU_BYTES = 2**27
-"""Working memory aimed at on a CPU: more does not run faster, large blocks only miss the caches."""
+CPU_BYTES = 2**26
+"""Working memory aimed at on a CPU, if the parameters do not take more: every chunk reads them and
+their sums once, while large blocks of activations only miss the caches."""
 CPU_SAMPLES, DEVICE_SAMPLES = 32, 256
 """Samples of a chunk at most: from here on, larger products no longer run faster."""
 WIDE = 64
@@ -21,7 +23,7 @@ ALIVE = 3
 
 
 def chunk_sizes(
-    plan: Plan, cotangents: int, *, batch_size: int | None, device: torch.device
+    plan: Plan, samples: int, cotangents: int, *, batch_size: int | None, device: torch.device
 ) -> tuple[int, int]:
     """Choose the samples of a chunk and the cotangents of a backward pass.
 
@@ -29,6 +31,7 @@ def chunk_sizes(
 
     Args:
         plan: The network's plan, which says what a sample costs.
+        samples: How many there are; they are spread evenly over the chunks.
         cotangents: M, of the whole estimate.
         batch_size: Samples of a chunk, if the caller has chosen.
         device: Where it runs.
@@ -36,12 +39,13 @@ def chunk_sizes(
     Returns:
         Samples of a chunk, cotangents of a backward pass.
     """
-    budget = _free_bytes(device)
+    budget = _free_bytes(device, wanted=max(CPU_BYTES, 2 * plan.parameters))
     gradients = ALIVE * plan.widest
     if batch_size is None:
         most = CPU_SAMPLES if device.type == "cpu" else DEVICE_SAMPLES
         sample = plan.activations + min(cotangents, WIDE) * gradients
-        batch_size = max(1, min(most, budget // sample))
+        batch_size = max(1, min(most, samples, budget // sample))
+        batch_size = ceil(samples / ceil(samples / batch_size))
     left = max(0, budget - batch_size * plan.activations)
     return batch_size, max(1, min(cotangents, WIDE, left // (batch_size * gradients)))
 
@@ -88,8 +92,8 @@ def _pinned(batch: Any) -> Any:
     return batch if batch.is_cuda else batch.pin_memory()
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Bytes that a chunk may take."""
+def _free_bytes(device: torch.device, *, wanted: int) -> int:
+    """Bytes that a chunk may take; on a CPU no more than wanted."""
     if device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
@@ -97,5 +101,5 @@ def _free_bytes(device: torch.device) -> int:
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not every system tells
-        free = 4 * CPU_BYTES
-    return min(CPU_BYTES, free // 4)
+        free = 4 * wanted
+    return min(wanted, free // 4)

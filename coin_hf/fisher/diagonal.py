@@ -141,7 +141,7 @@ def _add_samples(
             with torch.no_grad():
                 vectors = len(cotangents(call(model, take(pair, slice(0, 1))), mine[:1]))
             partial.batch_size, partial.block = chunk_sizes(
-                plan, vectors, batch_size=batch_size, device=device
+                plan, len(mine), vectors, batch_size=batch_size, device=device
             )
     with tqdm(total=len(mine), desc="Fisher", unit="sample", disable=not progress) as bar:
         bar.update(partial.done)

@@ -33,6 +33,7 @@ class Plan:
             shape is another use, where the length of some axis is that of the chunk by chance.
         refused: Names and shapes of uses that turned out not to be by one sample after the other.
         batched: Whether the backward pass can run for several cotangents at once.
+        parameters: Bytes of all parameters.
         activations: Bytes that the forward pass leaves behind for each sample, about.
         widest: Bytes of the largest activation of a sample.
     """
@@ -42,6 +43,7 @@ class Plan:
     uses: dict[str, Shape] = field(default_factory=dict)
     refused: set[tuple[str, Shape]] = field(default_factory=set)
     batched: bool = True
+    parameters: int = 0
     activations: int = 1
     widest: int = 1
 
@@ -69,16 +71,17 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
         OutOfMemoryError: If not even two samples fit.
     """
     plan = Plan(dict(model.named_parameters()))
+    plan.parameters = sum(parameter.nbytes for parameter in plan.ruled.values())
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
     with torch.no_grad():
         alone = torch.cat([call(model, take(pair, slice(row, row + 1))) for row in (0, 1)])
-        together = call(model, pair)
     tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
-    if not (together - alone).abs().max() <= tolerance:
-        # Samples of a batch influence each other: only one at a time is what eq. (16) means.
-        plan.demote(list(plan.ruled))
     while plan.ruled:
         tape, logits = _forward(model, pair, plan, {}, checking=True)
+        if not (logits.detach() - alone).abs().max() <= tolerance:
+            # Samples of a batch influence each other: only one at a time is what eq. (16) means.
+            plan.demote(list(plan.ruled))
+            break
         conflicts = _conflicts(tape, logits, plan)
         plan.demote(conflicts)
         if conflicts:

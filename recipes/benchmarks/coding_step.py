@@ -68,8 +68,10 @@ def measure(*, full: bool) -> dict[str, Any]:
     seconds["lam"] = _timed(lambda: choose_lam(experts, fishers, samples))
     seconds["coin"] = seconds["fishers"] + seconds["lam"]
     epochs = EPOCHS if full else 1
-    distilled = _timed(lambda: distil(experts, samples, epochs))
-    seconds["distillation"] = distilled * EPOCHS / epochs
+    targets: list[Tensor] = []
+    teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
+    trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))
+    seconds["distillation"] = teachers + trained * EPOCHS / epochs
     how = "run in full" if full else f"one epoch's time x {EPOCHS}"
     return {
         "case": CASE.key,
@@ -124,17 +126,21 @@ def choose_lam(
     return choice
 
 
-def distil(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> None:
-    """Train a copy of the first expert to the mean of the experts' logits, normalisation frozen."""
-    student = copy.deepcopy(experts[0])
+def mean_logits(experts: Sequence[nn.Module], samples: Samples) -> Tensor:
+    """What the student is to answer, shape (P, K): computed once."""
     logits = [logits_of(expert, samples.inputs, batch_size=BATCH) for expert in experts]
-    targets = ErasureCode(BETAS).encode(logits)[0]
+    return ErasureCode(BETAS).encode(logits)[0]
+
+
+def train(expert: nn.Module, inputs: Tensor, targets: Tensor, epochs: int) -> None:
+    """Train a copy of an expert to the targets, statistics frozen."""
+    student = copy.deepcopy(expert)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     generator = torch.Generator().manual_seed(4)
     for _ in range(epochs):
-        order = torch.randperm(len(samples), generator=generator)
+        order = torch.randperm(len(inputs), generator=generator)
         for rows in order.split(TRAINING_BATCH):
-            loss = nn.functional.mse_loss(student(samples.inputs[rows]), targets[rows])
+            loss = nn.functional.mse_loss(student(inputs[rows]), targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 
 import torch
 
@@ -17,7 +18,7 @@ def main() -> None:
     try:
         result = child(task["way"], Case(**task["case"]), task["device"])
     except Exception as error:  # a peer's failure is a result
-        first = (str(error).splitlines() or [""])[0]
+        first = textwrap.shorten((str(error).splitlines() or [""])[0], 160)
         result = {"failure": f"{type(error).__name__}: {first}"}
     print(START + json.dumps(result), flush=True)
 

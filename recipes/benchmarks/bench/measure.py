@@ -20,8 +20,8 @@ from bench.peers import PEERS
 from bench.ways import STOCK, Way, bound, loop
 
 WAYS: dict[str, Way] = {**STOCK, **PEERS}
-MEASURED = 8
-"""Samples of the memory measurement where more would change nothing: a peer's chunk at most."""
+ON_ALL = ("forward", "bound", "ours")
+"""Ways that always run on all samples; any other on a part of them where it is slow."""
 COMPARED = 2
 """Samples of the float64 comparison."""
 ROUNDING = 1e-20
@@ -69,8 +69,7 @@ def child(key: str, case: Case, device: str) -> dict[str, Any]:
     """What the child does: memory first, then the error, whose float64 would count too."""
     way = WAYS[key]
     run = way.prepare(case.model(device), case)
-    whole = key in ("forward", "bound", "ours")
-    inputs = case.inputs(case.samples if whole else min(case.samples, MEASURED), device)
+    inputs = case.inputs(case.samples if key in ON_ALL else fewest(way, case), device)
     seconds = timed(run, inputs, device)
     result: dict[str, Any] = {
         "peak_gib": peak_bytes(device) / 2**30,
@@ -133,8 +132,8 @@ def interleaved(
         sample_seconds: The ways to time, and about what a sample costs in each.
         device: `cpu` or `cuda`.
         rounds: How often each is timed, after a first run that does not count.
-        budget: Seconds a run may take; a slower way runs on fewer samples and is scaled to P. The
-            bound and coin-hf always run on all.
+        budget: Seconds a run may take; a slower way runs on fewer samples, but at least on those
+            it takes at once, and is scaled to P.
 
     Returns:
         For each way `samples` run, `seconds` (min and median, scaled to P) and `ratio`, the median
@@ -143,8 +142,8 @@ def interleaved(
     runs = {key: WAYS[key].prepare(case.model(device), case) for key in sample_seconds}
     counts = {
         key: case.samples
-        if key in ("forward", "bound", "ours")
-        else max(1, min(case.samples, int(budget / seconds)))
+        if key in ON_ALL
+        else min(case.samples, max(fewest(WAYS[key], case), int(budget / seconds)))
         for key, seconds in sample_seconds.items()
     }
     inputs = case.inputs(case.samples, device)
@@ -165,6 +164,12 @@ def interleaved(
         }
         for key, times in seconds.items()
     }
+
+
+def fewest(way: Way, case: Case) -> int:
+    """Samples that a way takes at once: fewer would be unfair in time, and in memory too."""
+    shared = case.spec.chunk if way.large else case.spec.peer_chunk
+    return min(case.samples, way.chunk or shared)
 
 
 def bound_flops(case: Case, device: str) -> int:

@@ -99,7 +99,7 @@ def asdfghjkl(model: nn.Module, case: Case) -> Run:
         }
         return {name: value for name, value in found.items() if value is not None}
 
-    return _summed(chunk_sum, case.spec.peer_chunk)
+    return _summed(chunk_sum, case.spec.chunk)
 
 
 def opacus(model: nn.Module, case: Case) -> Run:
@@ -169,8 +169,10 @@ PEERS = {
     "laplace-backpack": Way("laplace-torch (BackPACK)", laplace_backpack, "laplace-torch"),
     "backpack": Way("BackPACK DiagGGNExact", backpack, "backpack-for-pytorch"),
     "nngeometry": Way("nngeometry PMatDiag", nngeometry, "nngeometry"),
-    "laplace-curvlinops": Way("laplace-torch (curvlinops)", laplace_curvlinops, "laplace-torch"),
-    "asdfghjkl": Way("asdfghjkl", asdfghjkl, "asdfghjkl"),
+    "laplace-curvlinops": Way(
+        "laplace-torch (curvlinops)", laplace_curvlinops, "laplace-torch", chunk=1
+    ),
+    "asdfghjkl": Way("asdfghjkl", asdfghjkl, "asdfghjkl", large=True),
     "opacus": Way("opacus per-sample gradients", opacus, "opacus"),
     "curvlinops": Way("curvlinops", curvlinops, "curvlinops-for-pytorch"),
 }

@@ -56,9 +56,19 @@ def _curve(title: str, cases: list[tuple[int, Case]]) -> dict[str, Any]:
 
 
 def _processes(world: int) -> float:
-    """Seconds of a Fisher shared out among processes that torchrun starts."""
+    """Seconds of a Fisher shared out among processes that torchrun starts.
+
+    Args:
+        world: How many.
+
+    Returns:
+        Wall seconds, the least of the rounds.
+
+    Raises:
+        RuntimeError: If they fail.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={world}"]
-    command += ["--master_port=0", "-m", "bench.scaling", str(world)]
+    command += ["--standalone", "-m", "bench.scaling", str(world)]
     threads = str(torch.get_num_threads())
     settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
     done = subprocess.run(
@@ -67,9 +77,11 @@ def _processes(world: int) -> float:
         env=settings,
         capture_output=True,
         text=True,
-        check=True,
+        timeout=1800,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(START)]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{world} processes ended with code {done.returncode}: {done.stderr}")
     return float(json.loads(lines[0].removeprefix(START)))
 
 

@@ -14,6 +14,9 @@ from bench.cases import PROBES, Case
 from coin_hf.fisher import diagonal_fisher
 from coin_hf.fisher.estimators import cotangents_for
 
+JACOBIANS = 2
+"""Samples whose Jacobians `jacrev` holds at once: more only take more memory."""
+
 Run = Callable[[Tensor], dict[str, Tensor]]
 """Samples (P, ...) -> Fisher by parameter, the mean over samples; empty where none is computed."""
 
@@ -30,6 +33,10 @@ class Way:
     """Whether it computes the Fisher."""
     exact_only: bool = True
     """Whether it can only do all K logits."""
+    chunk: int | None = None
+    """Samples at once, where that does not depend on the network; it is timed on no fewer."""
+    large: bool = False
+    """Whether it takes as many at once as the bound: it gains by it, in time."""
 
 
 def forward(model: nn.Module, case: Case) -> Run:
@@ -90,7 +97,7 @@ def loop(model: nn.Module, case: Case) -> Run:
 
 
 def jacrev(model: nn.Module, case: Case) -> Run:
-    """`torch.func`: the Jacobian of each sample, two samples at a time."""
+    """`torch.func`: the Jacobian of each sample, a few samples at a time."""
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def logits(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
@@ -100,8 +107,8 @@ def jacrev(model: nn.Module, case: Case) -> Run:
 
     def run(inputs: Tensor) -> dict[str, Tensor]:
         sums = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        for chunk in inputs.split(2):
-            for name, jacobian in jacobians(parameters, chunk).items():  # (2, K, ...)
+        for chunk in inputs.split(JACOBIANS):
+            for name, jacobian in jacobians(parameters, chunk).items():  # (B, K, ...)
                 sums[name] += jacobian.square().sum((0, 1))
         return {name: total / len(inputs) for name, total in sums.items()}
 
@@ -137,6 +144,6 @@ STOCK = {
     "forward": Way("forward", forward, fisher=False, exact_only=False),
     "bound": Way("**bound**: forward, input-backwards", bound, fisher=False, exact_only=False),
     "ours": Way("**coin-hf**", ours, exact_only=False),
-    "loop": Way("loop over samples and logits", loop, exact_only=False),
-    "jacrev": Way("torch.func vmap(jacrev)", jacrev),
+    "loop": Way("loop over samples and logits", loop, exact_only=False, chunk=1),
+    "jacrev": Way("torch.func vmap(jacrev)", jacrev, chunk=JACOBIANS),
 }

@@ -202,9 +202,9 @@ def _reached(gradient: Tensor) -> Tensor | None:
     absolute values: `any` of floats is several times slower.
     """
     positions = gradient.shape[2]
-    if positions == 1 or 2 * int((gradient[0, 0].abs().sum(-1) > 0).sum()) > positions:
+    if positions == 1 or 2 * int((gradient[0, 0].abs().sum(-1) != 0).sum()) > positions:
         return None
-    reached = (gradient.abs().sum((0, 1, 3)) > 0).nonzero()[:, 0]
+    reached = (gradient.abs().sum((0, 1, 3)) != 0).nonzero()[:, 0]
     return reached if len(reached) < positions else None
 
 

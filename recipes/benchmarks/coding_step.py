@@ -1,6 +1,6 @@
 """The whole COIN coding step beside the distillation baseline's cost, on ResNet50 at 32x32.
 
-    python recipes/benchmarks/coding_step.py [--threads 1] [--full]
+    python recipes/benchmarks/coding_step.py [--threads 1] [--rounds 3] [--full]
 
 Coding: two exact Fishers at P = 200, then lambda from six candidates, with the experts' logits
 computed once and one forward of the coded model for each. Baseline: the coded model trained to the
@@ -11,6 +11,7 @@ The networks have random weights and the images are noise: what is measured is c
 
 import argparse
 import copy
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,42 +45,51 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--full", action="store_true", help=f"train all {EPOCHS} epochs")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "coding_step.json")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result = measure(full=options.full)
+    result = measure(rounds=options.rounds, full=options.full)
     print(coding_table(result))
     write(options.output, result)
     if options.output == HERE / "results" / "coding_step.json":
         put(HERE / "README.md", "coding step", coding_table(result))
 
 
-def measure(*, full: bool) -> dict[str, Any]:
-    """Time the coding step and the baseline.
+def measure(*, rounds: int, full: bool) -> dict[str, Any]:
+    """Time the coding step and the baseline in turn.
 
     Args:
-        full: Run every epoch; else one, times their number.
+        rounds: How often each is timed.
+        full: Train every epoch; else one, times their number.
 
     Returns:
-        Plain data.
+        Plain data: the medians of seconds, and of the ratio within each round.
     """
     experts, samples = two_experts(), draw()
-    fishers: list[dict[str, Tensor]] = []
-    seconds = {"fishers": _timed(lambda: fishers.extend(_fishers(experts, samples)))}
-    seconds["lam"] = _timed(lambda: choose_lam(experts, fishers, samples))
-    seconds["coin"] = seconds["fishers"] + seconds["lam"]
-    epochs = EPOCHS if full else 1
-    targets: list[Tensor] = []
-    teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
-    trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))
-    seconds["distillation"] = teachers + trained * EPOCHS / epochs
+    logits_of(experts[0], samples.inputs, batch_size=BATCH)  # a first run does not count
+    measured = [one_round(experts, samples, EPOCHS if full else 1) for _ in range(rounds)]
     how = "run in full" if full else f"one epoch's time x {EPOCHS}"
     return {
         "case": CASE.key,
-        "seconds": seconds,
-        "ratio": seconds["coin"] / seconds["distillation"],
+        "rounds": rounds,
+        "seconds": {key: statistics.median(each[key] for each in measured) for key in measured[0]},
+        "ratio": statistics.median(each["coin"] / each["distillation"] for each in measured),
         "distillation": f"{EPOCHS} epochs of {CASE.samples} samples ({how})",
         "machine": describe("cpu"),
     }
+
+
+def one_round(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> dict[str, float]:
+    """Seconds of each step; the training's are those of `EPOCHS` epochs."""
+    fishers: list[dict[str, Tensor]] = []
+    targets: list[Tensor] = []
+    seconds = {"fishers": _timed(lambda: fishers.extend(_fishers(experts, samples)))}
+    seconds["lam"] = _timed(lambda: choose_lam(experts, fishers, samples))
+    seconds["coin"] = seconds["fishers"] + seconds["lam"]
+    teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
+    trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))
+    seconds["distillation"] = teachers + trained * EPOCHS / epochs
+    return seconds
 
 
 def two_experts() -> list[nn.Module]:

@@ -47,7 +47,7 @@ def main() -> None:
             key, entry = f"{case.key}, {options.device}", measure(case, options)
             result.setdefault("cases", {})[key] = entry
             write(options.output, result)  # a run that is stopped keeps what it has
-            print(case_table(case.key, entry), end="\n\n", flush=True)
+            print(case_table(key, entry), end="\n\n", flush=True)
     if options.output == HERE / "results" / "fisher.json":
         if "scaling" in result:
             draw(result["scaling"], HERE / "fisher_scaling.png")

@@ -26,7 +26,7 @@ def case_table(key: str, entry: dict[str, Any]) -> str:
     head = ["way", "s, min", "s, median", "x bound", "samples timed", "peak GiB", "error"]
     head += ["share of TF32 peak"] * shares + ["remark"]
     rows = [_way_row(name, way, entry, shares) for name, way in entry["ways"].items()]
-    title = f"### {key}, {entry['device']}, {entry['estimator']}"
+    title = f"### {key}, {entry['estimator']}"
     return f"{title}\n\n{sentence(entry['machine'])}; {entry['rounds']} rounds.\n\n" + table(
         head, rows
     )
@@ -88,7 +88,8 @@ def coding_table(result: dict[str, Any]) -> str:
         [f"distillation, {result['distillation']}", number(seconds["distillation"])],
         ["COIN by distillation", f"{100 * result['ratio']:.1f} %"],
     ]
-    head = f"### {result['case']}\n\n{sentence(result['machine'])}."
+    machine = f"{sentence(result['machine'])}; medians of {result['rounds']} rounds."
+    head = f"### {result['case']}\n\n{machine}"
     return f"{head}\n\n" + table(["step", "seconds"], rows)
 
 

@@ -11,9 +11,8 @@ from coin_hf.fisher.engine import Plan
 from coin_hf.fisher.generic import take
 from coin_hf.outputs import to_device
 
-CPU_BYTES = 2**26
-"""Working memory aimed at on a CPU, if the parameters do not take more: every chunk reads them and
-their sums once, while large blocks of activations only miss the caches."""
+CPU_GRADIENTS = 2**26
+"""Bytes of gradients alive at once aimed at on a CPU: larger blocks only miss the caches."""
 CPU_SAMPLES, DEVICE_SAMPLES = 32, 256
 """Samples of a chunk at most: from here on, larger products no longer run faster."""
 WIDE = 64
@@ -39,13 +38,15 @@ def chunk_sizes(
     Returns:
         Samples of a chunk, cotangents of a backward pass.
     """
-    budget = _free_bytes(device, wanted=max(CPU_BYTES, 2 * plan.parameters))
+    budget = _free_bytes(device)
     gradients = ALIVE * plan.widest
     if batch_size is None:
-        most = CPU_SAMPLES if device.type == "cpu" else DEVICE_SAMPLES
-        sample = plan.activations + min(cotangents, WIDE) * gradients
-        batch_size = max(1, min(most, samples, budget // sample))
-        batch_size = ceil(samples / ceil(samples / batch_size))
+        wide = min(cotangents, WIDE) * gradients
+        most = min(samples, budget // (plan.activations + wide))
+        if device.type == "cpu":
+            most = min(most, CPU_SAMPLES, CPU_GRADIENTS // wide)
+        most = max(1, min(most, DEVICE_SAMPLES))
+        batch_size = ceil(samples / ceil(samples / most))
     left = max(0, budget - batch_size * plan.activations)
     return batch_size, max(1, min(cotangents, WIDE, left // (batch_size * gradients)))
 
@@ -92,14 +93,13 @@ def _pinned(batch: Any) -> Any:
     return batch if batch.is_cuda else batch.pin_memory()
 
 
-def _free_bytes(device: torch.device, *, wanted: int) -> int:
-    """Bytes that a chunk may take; on a CPU no more than wanted."""
+def _free_bytes(device: torch.device) -> int:
+    """Bytes that a chunk may take: a part of what is free, for others live there too."""
     if device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(0.25 * torch.mps.recommended_max_memory())
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (ValueError, OSError):  # not every system tells
-        free = 4 * wanted
-    return min(wanted, free // 4)
+        return 2**29

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEW = 4
-"""Input positions up to which the dense matrix is faster than a convolution, which multiplies the
-padding too: 9 products for each useful one in a 3x3 kernel on one position."""
+"""Products of input and output positions up to which the dense matrix is faster than a convolution,
+which multiplies the padding too: 9 products for each useful one in a 3x3 kernel on one position."""
 
 
 def convolve_few(
@@ -23,7 +23,7 @@ def convolve_few(
     dilation: Any,
     groups: int,
 ) -> Tensor | None:
-    """Convolve a map of at most `FEW` positions by one dense matrix product.
+    """Convolve a map of very few positions by one dense matrix product.
 
     Args:
         inputs: Shape (B, C, *space).
@@ -39,11 +39,13 @@ def convolve_few(
     """
     space, kernel = tuple(inputs.shape[2:]), tuple(weight.shape[2:])
     positions = prod(space)
-    if groups != 1 or positions > FEW or (prod(kernel) == 1 and positions > 1):
+    if groups != 1 or positions > FEW:
         return None
     n = len(kernel)
     key = (padding if isinstance(padding, str) else _tuple(padding, n), _tuple(dilation, n))
     extents, places = _taps(space, kernel, _tuple(stride, n), *key)
+    if positions * len(places) > FEW:
+        return None
     taps = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
     matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
     for t, used in enumerate(places):

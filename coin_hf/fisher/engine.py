@@ -33,7 +33,6 @@ class Plan:
             shape is another use, where the length of some axis is that of the chunk by chance.
         refused: Names and shapes of uses that turned out not to be by one sample after the other.
         batched: Whether the backward pass can run for several cotangents at once.
-        parameters: Bytes of all parameters.
         activations: Bytes that the forward pass leaves behind for each sample, about.
         widest: Bytes of the largest activation of a sample.
     """
@@ -43,7 +42,6 @@ class Plan:
     uses: dict[str, Shape] = field(default_factory=dict)
     refused: set[tuple[str, Shape]] = field(default_factory=set)
     batched: bool = True
-    parameters: int = 0
     activations: int = 1
     widest: int = 1
 
@@ -71,7 +69,6 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
         OutOfMemoryError: If not even two samples fit.
     """
     plan = Plan(dict(model.named_parameters()))
-    plan.parameters = sum(parameter.nbytes for parameter in plan.ruled.values())
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
     with torch.no_grad():
         alone = torch.cat([call(model, take(pair, slice(row, row + 1))) for row in (0, 1)])

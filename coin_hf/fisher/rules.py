@@ -53,6 +53,35 @@ def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None
     return tape.watch(output, [inputs], _taken(tape, squares))
 
 
+def addmm(
+    tape: Tape, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor | None:
+    """Linear map by a weight that stands the other way round (GPT-2): y = a W + b."""
+    if (beta, alpha) != (1, 1) or input.dim() != 1:
+        return None
+    return matmul(tape, mat1, mat2, input)
+
+
+def matmul(tape: Tape, input: Any, other: Any, bias: Tensor | None = None) -> Tensor | None:
+    """The same without a bias: y = a W."""
+    if not tape.takes(other) or tape.is_derived(other) or tape.takes(input) or other.dim() != 2:
+        return None
+    if not tape.samplewise(input) or input.dim() < 2:
+        return None
+    output = input @ other.detach()
+    if bias is not None:
+        output = output + _detached(tape, bias)
+    samples, inputs = tape.samples, _kept(input)
+
+    def weights(total: Tensor, gradient: Tensor) -> None:
+        g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
+        a = inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype)
+        add_products(total.t(), g, a)
+
+    squares = {other: weights, bias: Elementwise(samples)}
+    return tape.watch(output, [inputs], _taken(tape, squares))
+
+
 def conv(
     function: Callable[..., Tensor],
     tape: Tape,
@@ -340,6 +369,37 @@ def attention(
     return F.scaled_dot_product_attention(query, key, value, watched, *args, **kwargs)
 
 
+def activation(
+    function: Callable[..., Tensor], tape: Tape, input: Tensor, *args: Any, **kwargs: Any
+) -> Tensor | None:
+    """Elementwise function without parameters: its slope is worked out once for all cotangents."""
+    if not input.requires_grad or kwargs.get("inplace") or True in args:
+        return None
+    with torch.enable_grad():
+        twin = input.detach().requires_grad_()
+        slope = torch.autograd.grad(function(twin, *args, **kwargs).sum(), twin)[0]
+    return Sloped.apply(input, slope, lambda x: function(x, *args, **kwargs))
+
+
+class Sloped(torch.autograd.Function):
+    """y = function(x), whose gradient is g * slope."""
+
+    @staticmethod
+    def forward(input: Tensor, slope: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply the function."""
+        return function(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep the slope."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Multiply by the slope."""
+        return gradient * ctx.saved_tensors[0], None, None
+
+
 def _affine(
     tape: Tape,
     output: Tensor,
@@ -395,6 +455,8 @@ def _taken(tape: Tape, squares: dict[Any, Any]) -> dict[Tensor, Any]:
 
 RULES: dict[Any, Rule] = {
     F.linear: linear,
+    torch.addmm: addmm,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm), matmul),
     torch.conv1d: partial(conv, torch.conv1d),
     torch.conv2d: partial(conv, torch.conv2d),
     torch.conv3d: partial(conv, torch.conv3d),
@@ -410,6 +472,8 @@ RULES: dict[Any, Rule] = {
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)
     ),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
+    F.gelu: partial(activation, F.gelu),
+    F.silu: partial(activation, F.silu),
     torch.addcmul: addcmul,
     **{
         function: partial(expand, function)

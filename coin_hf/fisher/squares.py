@@ -126,7 +126,12 @@ class Elementwise:
 
 
 def _summed(values: Tensor, kept: Sequence[int], summed: Sequence[int]) -> Tensor:
-    """Sum (P, *sample) over some axes of a sample: (P, entries). A product with ones is fastest."""
+    """Sum (P, *sample) over some axes of a sample: (P, entries)."""
+    if not summed:
+        return values.reshape(len(values), -1)
+    if not kept or max(summed) < min(kept):
+        return values.sum([axis + 1 for axis in summed]).reshape(len(values), -1)
+    # Along the last axes a product with ones is several times faster than `sum`.
     extents = values.shape[1:]
     single = [axis for axis, extent in enumerate(extents) if extent == 1]
     order = [0, *(axis + 1 for axis in (*kept, *single, *summed))]

@@ -8,11 +8,10 @@ import torch
 import transformers
 from builders import randomise
 from reference import fisher, fisher_error
+from test_fisher_rules import generic
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
-from coin_hf.fisher.engine import make_plan
-from coin_hf.fisher.state import borrowed
 
 K, P = 3, 3
 
@@ -87,12 +86,6 @@ def assert_exact(model: nn.Module, inputs: Any, *, copies: int = 1) -> None:
     for batch_size in (None, 2):
         found = diagonal_fisher(model, inputs, batch_size=batch_size)
         assert fisher_error(found, expected) <= 1e-10
-
-
-def generic(model: nn.Module, inputs: Any) -> list[str]:
-    """The parameters for which no rule was found to hold."""
-    with borrowed(model):
-        return list(make_plan(model, inputs).generic)
 
 
 @pytest.mark.parametrize("architecture", TIMM)
@@ -258,8 +251,6 @@ def test_text_classifiers_of_transformers(name: str) -> None:
     match name:
         case "ALBERT":  # its layers share their parameters
             assert all("albert_layers" in parameter for parameter in generic(model, text()))
-        case "GPT-2":  # weights that stand the other way round, in addmm
-            assert all("weight" in n or "bias" in n for n in generic(model, text()))
         case _:
             assert generic(model, text()) == []
 

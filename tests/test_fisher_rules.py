@@ -12,7 +12,7 @@ from reference import fisher, fisher_by_differences, fisher_error
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
-from coin_hf.fisher.engine import make_plan
+from coin_hf.fisher.engine import add_chunk, make_plan
 from coin_hf.fisher.state import borrowed
 
 K, P = 3, 3
@@ -33,9 +33,16 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def generic(model: nn.Module, inputs: Any) -> list[str]:
-    """The parameters for which no rule was found to hold."""
+    """The parameters for which no rule was found to hold, on two samples or on all of them."""
+    sums = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+
+    def vectors(logits: Tensor, positions: Any) -> Tensor:
+        return logits.new_ones(1, len(positions), K)
+
     with borrowed(model):
-        return list(make_plan(model, inputs).generic)
+        plan = make_plan(model, inputs)
+        add_chunk(sums, model, inputs, vectors, plan, block=1)
+        return list(plan.generic)
 
 
 def assert_exact(model: nn.Module, inputs: Any, *, by_rule: bool = True, **options: Any) -> None:
@@ -296,6 +303,29 @@ RAW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: last(Weighted(lambda x, w, b: torch.addcmul(b, w, x), (4,), (4,)), nn.Tanh()),
         (6, 4),
     ),
+    "matrix on the right": (
+        lambda: last(Weighted(lambda x, w, v: (x @ w).tanh() @ v, (4, 5), (5, 4)), nn.Tanh()),
+        (2, 4),
+    ),
+    "matrix on the right, many positions": (
+        lambda: last(Weighted(lambda x, w, v: (x @ w).tanh() @ v, (4, 5), (5, 4)), nn.Tanh()),
+        (30, 4),
+    ),
+    "matrix with a bias": (
+        lambda: last(
+            Weighted(
+                lambda x, w, b: torch.addmm(b, x.flatten(0, 1), w).unflatten(0, x.shape[:2]),
+                (4, 4),
+                (4,),
+            ),
+            nn.Tanh(),
+        ),
+        (9, 4),
+    ),
+    "a scaled matrix product": (
+        lambda: head(Weighted(lambda x, w, b: torch.addmm(b, x, w, alpha=2.0), (4, 4), (4,))),
+        (4,),
+    ),
     "class token": (
         lambda: last(
             Weighted(lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1), (1, 2, 4)),
@@ -389,7 +419,7 @@ def attend(x: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", RAW)
 def test_parameters_without_a_layer(name: str) -> None:
     make, shape = RAW[name]
-    assert_exact(built(make), normal(P, *shape))
+    assert_exact(built(make), normal(P, *shape), by_rule=name != "a scaled matrix product")
 
 
 @pytest.mark.parametrize("samples", [9, 6])
@@ -569,7 +599,7 @@ COMPOSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], set[str]]] =
     "tied": (Tied, (4,), {"first.weight"}),
     "twice": (Twice, (4, 4, 4), {"layer.weight", "layer.bias", "norm.weight", "norm.bias"}),
     "rule and otherwise": (Both, (4,), {"layer.weight", "layer.bias"}),
-    "functional": (Functional, (4,), {"w", "v", "divide"}),
+    "functional": (Functional, (4,), {"w", "v", "divide"}),  # v is transposed first
     "functional norm": (FunctionalNorm, (4, 3, 3), set()),
     "windows": (Windows, (12, 4), set()),
     "weight norm": (

@@ -56,7 +56,7 @@ def smallest_singular_values(
         Shape (parts,).
     """
     parts = betas[rows[:, :, None], columns[:, None, :]]  # (parts, k, k)
-    return np.linalg.svd(parts, compute_uv=False)[:, -1]
+    return np.asarray(np.linalg.svd(parts, compute_uv=False)[:, -1], dtype=np.float64)
 
 
 def amplification(rows: Rows, missing: Sequence[int], coded: Sequence[int]) -> float:

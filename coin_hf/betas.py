@@ -20,16 +20,14 @@ def rows_of(betas: Betas) -> Rows:
         Shape (M, N); M = 1 for a flat list.
 
     Raises:
-        ValueError: If numbers and rows are mixed, or there is no row.
+        ValueError: If numbers and rows are mixed.
 
     Example:
         >>> rows_of([0.5, 0.5])
         ((0.5, 0.5),)
     """
     nested = [isinstance(row, Sequence) for row in betas]
-    if not nested:
-        raise ValueError("betas is empty: give one weight for each expert")
-    if all(nested):
+    if nested and all(nested):
         return tuple(tuple(float(beta) for beta in row) for row in betas)  # type: ignore[union-attr]  # each is a row
     if any(nested):
         raise ValueError(

@@ -1,14 +1,18 @@
 """The coded model as a network: the experts' parameters in, one more expert out."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from coin_hf.experts import Expert
+from coin_hf.layout import coded_folder
 
 ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", "hf_hub_filename",
           "custom_load", "paper_ids", "paper_name")  # fmt: skip
@@ -16,7 +20,11 @@ ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", 
 
 
 def build_coded(
-    experts: Sequence[Expert], parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    experts: Sequence[Expert],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    *,
+    number: int = 0,
 ) -> Expert:
     """Put coded parameters into a copy of expert 0's network.
 
@@ -24,6 +32,7 @@ def build_coded(
         experts: Aligned experts.
         parameters: theta_c by name.
         buffers: The coded model's saved buffers by name.
+        number: Which coded model it is, for messages.
 
     Returns:
         The coded model, in eval mode, on expert 0's device. Where the experts name a class
@@ -42,7 +51,7 @@ def build_coded(
             model.config.label2id = {name: i for i, name in enumerate(names)}
     return replace(
         first,
-        name="coded model",
+        name=f"coded model {number}" if number else "coded model",
         repo="",
         revision="",
         model=model,
@@ -65,6 +74,33 @@ def load(model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[st
     targets = dict(model.named_parameters()) | {name: state[name] for name in buffers}
     for name, value in (dict(parameters) | dict(buffers)).items():
         targets[name].copy_(value)
+
+
+def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
+    """Write coded models as their own library reads them, the first one at the root.
+
+    Args:
+        folder: A coded repository in the making.
+        coded: The coded models, in order.
+    """
+    for number, model in enumerate(coded):
+        place = folder / coded_folder(number)
+        place.mkdir(exist_ok=True)
+        _save(place, model)
+
+
+def _save(folder: Path, coded: Expert) -> None:
+    if coded.library == "transformers":
+        model: Any = coded.model
+        model.save_pretrained(folder)
+        coded.preprocessing.processor.save_pretrained(folder)
+        return
+    config = json.dumps(coded.config, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    # Tied weights share memory, which safetensors refuses to write.
+    state = {name: value.cpu().clone() for name, value in coded.model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _timm_config(expert: Expert, names: tuple[str, ...] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from coin_hf.amplification import square_parts, worst_amplification
 from coin_hf.betas import Rows
 
-Matrix = NDArray[np.float64]
+Matrix = NDArray[np.floating[Any]]
 STEPS, STARTS, RATE = 400, 12, 0.05
 """Of the descent: steps from each start, random starts beside the Vandermonde one, first step."""
 DIGITS = 4
@@ -80,7 +81,8 @@ def _nodes(experts: int) -> Iterator[Matrix]:
     yield number + 1.0
     for reach in (*np.linspace(1.05, 6, 100), 8.0, 10.0, 15.0, 20.0, 30.0, 100.0):
         yield np.linspace(1, reach, experts)
-        yield (1 + reach) / 2 - (reach - 1) / 2 * np.cos((number + 0.5) * math.pi / experts)
+        angles = (number + 0.5) * math.pi / experts
+        yield np.asarray((1 + reach) / 2 - (reach - 1) / 2 * np.cos(angles))
         if reach < 6:
             yield reach**number
 

@@ -16,17 +16,9 @@ from yaml import YAMLError
 
 from coin_hf.errors import InputError
 from coin_hf.hub import fetch, pin
+from coin_hf.layout import CHECKPOINT_FILES
 from coin_hf.preprocessing import Preprocessing, timm_preprocessing, transformers_preprocessing
 from coin_hf.recipe import Library
-
-FILES = [
-    "config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "README.md",
-]
-"""What an expert's repository is read for; everything else stays on the Hub."""
 
 TIMM_OBJECTS = ("model_args", "pretrained_cfg")
 
@@ -66,6 +58,13 @@ class Expert:
         state = self.model.state_dict()
         return {name: value for name, value in state.items() if name not in parameters}
 
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names of parameters that are another one's tensor, with that one's name."""
+        first = {id(value): name for name, value in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(value)] for name, value in every if first[id(value)] != name}
+
 
 def load_expert(
     repo_or_path: str,
@@ -95,7 +94,7 @@ def load_expert(
     """
     name = name or Path(repo_or_path).name
     sha = pin(repo_or_path, revision)
-    folder = fetch(repo_or_path, sha, FILES)
+    folder = fetch(repo_or_path, sha, CHECKPOINT_FILES)
     config = _config(folder, name)
     if library == "auto":
         library = "timm" if "architecture" in config else "transformers"

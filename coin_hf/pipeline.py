@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coin_hf.alignment import check_alignment, differing_statistics
+from coin_hf.betas import Rows
+from coin_hf.calibration import Calibration, calibrate
 from coin_hf.coded import build_coded, load
 from coin_hf.coders import average, average_buffers, fisher_average
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.evaluation import Erasure, evaluate_erasures
+from coin_hf.evaluation import Measurement, evaluate_erasures
 from coin_hf.experts import Expert, load_expert
-from coin_hf.fisher import diagonal_fisher, resolve_estimator
+from coin_hf.fisher import Checkpoint, diagonal_fisher, resolve_estimator
+from coin_hf.fisher_files import rounded
 from coin_hf.hub import pin
 from coin_hf.images import LabelledImages
 from coin_hf.outputs import logits_of
 from coin_hf.recipe import Recipe
 from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
 from coin_hf.samples import Samples, draw_samples
-from coin_hf.selection import LAM_CANDIDATES, Choice, choose
+from coin_hf.selection import LAM_CANDIDATES, choose
 from coin_hf.work import WorkFolder
 
 
@@ -55,9 +58,9 @@ def resolve(recipe: Recipe) -> Recipe:
 def encode(
     recipe: Recipe, *, progress: bool = False, resume: str | Path | None = None
 ) -> CodedEnsemble:
-    """Make a coded model from experts, and measure it.
+    """Make coded models from experts, and measure them.
 
-    Recipe -> experts -> samples -> Fisher -> lambda -> coded model -> every erasure decoded. Under
+    Recipe -> experts -> samples -> Fisher -> lambda -> coded models -> every erasure decoded. Under
     `accelerate launch` or `torchrun` the Fisher and all forward passes are shared out among the
     processes; the result is the same in each.
 
@@ -81,34 +84,47 @@ def encode(
     """
     accelerator, seconds = Accelerator(), dict[str, float]()
     recipe = resolve(recipe)
-    code = ErasureCode(recipe.coding_weights)
+    rows = ErasureCode(recipe.coding_weights).rows
     with _timed(seconds, "load"):
         experts = _load_experts(recipe, accelerator)
-        samples = _draw(recipe, experts, accelerator)
-        test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
+        samples = draw(recipe, experts[0], accelerator)
+        test_sets = _open_tests(recipe, experts, accelerator)
     fitting, choosing = samples.split(recipe.samples.held_out)
     with _timed(seconds, "fisher"):
         folder = None if resume is None else Path(resume)
         fishers = _fishers(recipe, experts, fitting, accelerator, progress, folder)
     thetas = [expert.parameters for expert in experts]
-    buffers = average_buffers([expert.buffers for expert in experts], betas=code.betas)
 
-    def coin(lam: float) -> dict[str, Tensor]:
-        return fisher_average(thetas, fishers, betas=code.betas, lam=lam)
+    def coin(lam: float) -> list[dict[str, Tensor]]:
+        return [fisher_average(thetas, fishers, betas=row, lam=lam) for row in rows]
 
-    coded = build_coded(experts, coin(LAM_CANDIDATES[0]), buffers)
+    coded = _build(experts, coin(LAM_CANDIDATES[0]), rows)
     choice = None
-    if recipe.lam == "auto":
-        with _timed(seconds, "choice"):
-            choice = _choose_lam(coin, coded, experts, choosing, recipe, code, accelerator)
-    lam = choice.value if choice else float(recipe.lam)
-    load(coded.model, coin(lam), buffers)
+    with _timed(seconds, "choice"):
+        logits = _on_samples(choosing, recipe, accelerator)
+        expert_logits = [logits(expert.model) for expert in experts]
+        if recipe.lam == "auto":
+
+            def coded_logits(lam: float) -> list[Tensor]:
+                _load_all(coded, coin(lam))
+                return [logits(each.model) for each in coded]
+
+            own, code = _own(recipe, choosing), ErasureCode(rows)
+            choice = choose(LAM_CANDIDATES, coded_logits, expert_logits, choosing, code, own=own)
+        lam = choice.value if choice else float(recipe.lam)
+        _load_all(coded, coin(lam))
+        finished = [logits(each.model) for each in coded]
+        calibration = calibrate(expert_logits, finished, ErasureCode(rows))
+    code = ErasureCode(rows, losses=calibration.losses)
     with _timed(seconds, "evaluation"):
-        erasures = _evaluate(recipe, coded, experts, test_sets, code, accelerator, progress)
-    record = coin_record(recipe, experts, samples, lam)
+        measurement = _evaluate(
+            recipe, coded, experts, test_sets, code, calibration.threshold, accelerator, progress
+        )
+    record = coin_record(recipe, experts, samples, lam, calibration)
     run = {**_machine(accelerator), "seconds": seconds}
-    result = result_record(record, experts, choice, erasures, run)
-    return CodedEnsemble(coded, code, record, result, experts)
+    result = result_record(record, experts, choice, measurement, run)
+    kept = fishers if recipe.fisher.save else None
+    return CodedEnsemble(coded, code, record, result, experts, kept)
 
 
 def evaluate(
@@ -141,17 +157,28 @@ def evaluate(
         )
     recipe = _with_other_data(recipe_of(ensemble.coin), overrides)
     experts = ensemble.experts or ()
-    test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
+    test_sets = _open_tests(recipe, experts, accelerator)
+    calibration = ensemble.coin["calibration"] or _calibrate(ensemble, recipe, accelerator).dump()
+    code = ErasureCode(ensemble.code.rows, losses=calibration["losses"])
+    threshold = calibration["threshold"]
     with _timed(seconds, "evaluation"):
-        erasures = _evaluate(
-            recipe, ensemble.coded, experts, test_sets, ensemble.code, accelerator, progress
+        measurement = _evaluate(
+            recipe,
+            ensemble.coded_models,
+            experts,
+            test_sets,
+            code,
+            threshold,
+            accelerator,
+            progress,
         )
     said = recipe.dump()
     return {
         **ensemble.result,
         "datasets": said["datasets"],
         "evaluation": said["evaluation"],
-        **measured(erasures),
+        **measured(measurement),
+        "calibration": calibration,
         "run": {**_machine(accelerator), "seconds": seconds, "versions": environment()},
     }
 
@@ -207,32 +234,93 @@ def _load_experts(recipe: Recipe, accelerator: Accelerator) -> list[Expert]:
 
 
 def _open(
-    recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator, split: str | None
+    datasets: Mapping[str, str], recipe: Recipe, split: str | None, num_classes: int
 ) -> list[LabelledImages]:
-    """Open each expert's dataset: the given split, or the one its samples come from."""
+    """Open datasets by the recipe's keys: the given split, or the one its samples come from."""
+    return [
+        LabelledImages(key, recipe.datasets[key], split or recipe.datasets[key].split, num_classes)
+        for key in datasets.values()
+    ]
+
+
+def _open_tests(
+    recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator
+) -> list[LabelledImages]:
+    """Open each expert's test set."""
+    keys = {block.label: block.dataset for block in recipe.experts}
     with accelerator.main_process_first():
-        opened = [
-            LabelledImages(
-                block.dataset,
-                recipe.datasets[block.dataset],
-                split or recipe.datasets[block.dataset].split,
-                expert.num_classes,
-            )
-            for block, expert in zip(recipe.experts, experts, strict=True)
-        ]
-    if split is not None:
-        for images in opened:
-            images.check_usable_for_tests()
+        opened = _open(keys, recipe, recipe.evaluation.split, experts[0].num_classes)
+    for images in opened:
+        images.check_usable_for_tests()
     return opened
 
 
-def _draw(recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator) -> Samples:
+def draw(recipe: Recipe, expert: Expert, accelerator: Accelerator) -> Samples:
+    """Draw the samples of a recipe.
+
+    Args:
+        recipe: The recipe, its revisions pinned.
+        expert: Any of the experts, for their common preprocessing and number of classes.
+        accelerator: The processes; the main one downloads first.
+
+    Returns:
+        The samples, the same in every process.
+
+    Raises:
+        InputError: If a dataset cannot be read or has too few rows.
+    """
+    with accelerator.main_process_first():
+        opened = _open(recipe.draws, recipe, None, expert.num_classes)
     return draw_samples(
-        _open(recipe, experts, accelerator, None),
-        experts[0].preprocessing,
+        opened,
+        expert.preprocessing,
         per_expert=recipe.samples.per_expert,
         seed=recipe.samples.seed,
     )
+
+
+def compute_fisher(
+    recipe: Recipe,
+    expert: Expert,
+    samples: Samples,
+    accelerator: Accelerator,
+    progress: bool,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, Tensor]:
+    """Compute one expert's Fisher on all samples, as the recipe says, in the precision it saves.
+
+    Args:
+        recipe: The recipe.
+        expert: The expert.
+        samples: The samples.
+        accelerator: The processes.
+        progress: Show a bar on stderr, in the main process.
+        checkpoint: Where partial sums are kept.
+
+    Returns:
+        The diagonal Fisher by parameter name.
+
+    Raises:
+        InputError: If the expert cannot be differentiated.
+    """
+    wanted = recipe.fisher
+    try:
+        found = diagonal_fisher(
+            expert.model,
+            samples.inputs.to(next(expert.model.parameters()).dtype),
+            estimator=wanted.estimator,
+            probes=wanted.probes,
+            batch_size=wanted.batch_size,
+            seed=recipe.samples.seed,
+            accelerator=accelerator,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"expert '{expert.name}': {error}") from error
+    return rounded(found, wanted.save)
 
 
 def _fishers(
@@ -258,66 +346,83 @@ def _fishers(
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     fishers = []
     for i, expert in enumerate(experts):
-        try:
-            fisher = diagonal_fisher(
-                expert.model,
-                samples.inputs.to(next(expert.model.parameters()).dtype),
-                estimator=wanted.estimator,
-                probes=wanted.probes,
-                batch_size=wanted.batch_size,
-                seed=recipe.samples.seed,
-                accelerator=accelerator,
-                progress=progress,
-                checkpoint=None if work is None else work.fisher(i, **place),
-            )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"expert '{expert.name}': {error}") from error
-        fishers.append(fisher)
+        checkpoint = None if work is None else work.fisher(i, **place)
+        found = compute_fisher(recipe, expert, samples, accelerator, progress, checkpoint)
+        fishers.append(found)
     return fishers
 
 
-def _choose_lam(
-    coin: Callable[[float], dict[str, Tensor]],
-    coded: Expert,
-    experts: Sequence[Expert],
-    samples: Samples,
-    recipe: Recipe,
-    code: ErasureCode,
-    accelerator: Accelerator,
-) -> Choice:
-    """Try every lambda on the samples: one forward for each, the experts' logits only once."""
+def _build(
+    experts: Sequence[Expert], thetas: Sequence[dict[str, Tensor]], rows: Rows
+) -> list[Expert]:
+    """Make the coded networks from their parameters; each row averages the buffers."""
+    buffers = [expert.buffers for expert in experts]
+    return [
+        build_coded(experts, theta, average_buffers(buffers, betas=row), number=c)
+        for c, (theta, row) in enumerate(zip(thetas, rows, strict=True))
+    ]
+
+
+def _load_all(coded: Sequence[Expert], thetas: Sequence[dict[str, Tensor]]) -> None:
+    for each, theta in zip(coded, thetas, strict=True):
+        load(each.model, theta, {})
+
+
+def _on_samples(
+    samples: Samples, recipe: Recipe, accelerator: Accelerator
+) -> Callable[[nn.Module], Tensor]:
+    """Return what gives a network's logits (P, K) on the samples."""
 
     def logits(model: nn.Module) -> Tensor:
         inputs = samples.inputs.to(next(model.parameters()).dtype)
         batch_size = recipe.evaluation.batch_size
         return logits_of(model, inputs, batch_size=batch_size, accelerator=accelerator)
 
-    def coded_logits(lam: float) -> Tensor:
-        load(coded.model, coin(lam), {})
-        return logits(coded.model)
+    return logits
 
-    expert_logits = [logits(expert.model) for expert in experts]
-    return choose(LAM_CANDIDATES, coded_logits, expert_logits, samples, code)
+
+def _own(recipe: Recipe, samples: Samples) -> list[Tensor]:
+    """For each expert mark the samples it is judged on: its own draw, or what is nearest to it."""
+    names, keys = list(recipe.draws), list(recipe.draws.values())
+    marks = []
+    for block in recipe.experts:
+        draws = [k for k, name in enumerate(names) if name == block.label]
+        draws = draws or [k for k, key in enumerate(keys) if key == block.dataset]
+        marks.append(torch.isin(samples.sources, torch.tensor(draws or range(len(names)))))
+    return marks
+
+
+def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, accelerator: Accelerator) -> Calibration:
+    """Calibrate a re-coded ensemble on the samples its experts' Fishers were taken on."""
+    experts = ensemble.experts or ()
+    samples = draw(recipe, experts[0], accelerator).split(recipe.samples.held_out)[1]
+    logits = _on_samples(samples, recipe, accelerator)
+    return calibrate(
+        [logits(expert.model) for expert in experts],
+        [logits(coded.model) for coded in ensemble.coded_models],
+        ensemble.code,
+    )
 
 
 def _evaluate(
     recipe: Recipe,
-    coded: Expert,
+    coded: Sequence[Expert],
     experts: Sequence[Expert],
     test_sets: Sequence[LabelledImages],
     code: ErasureCode,
+    threshold: float,
     accelerator: Accelerator,
     progress: bool,
-) -> list[Erasure]:
-    """Measure the coded model, plain averaging beside it, and the controls."""
-    theta = average([expert.parameters for expert in experts], betas=code.betas)
-    buffers = average_buffers([expert.buffers for expert in experts], betas=code.betas)
-    averaged = build_coded(experts, theta, buffers)
+) -> Measurement:
+    """Measure the coded models, plain averaging beside them, and the controls."""
+    thetas = [expert.parameters for expert in experts]
+    averaged = _build(experts, [average(thetas, betas=row) for row in code.rows], code.rows)
     return evaluate_erasures(
         {expert.name: expert.model for expert in experts},
-        {recipe.coder: coded.model, "averaging": averaged.model},
+        {
+            recipe.coder: [each.model for each in coded],
+            "averaging": [each.model for each in averaged],
+        },
         code,
         test_sets,
         experts[0].preprocessing,
@@ -325,6 +430,7 @@ def _evaluate(
         limit=recipe.evaluation.limit,
         seed=recipe.samples.seed,
         accelerator=accelerator,
+        threshold=threshold,
         progress=progress,
     )
 

@@ -283,7 +283,7 @@ def test_other_mistakes_are_named() -> None:
         ([[0.5, 0.5], [1.2, -0.2]], "row 1 of betas must all be positive, got 1.2, -0.2"),
         ([[0.5, 0.5], [1.0]], "row 1 of betas has 1 values (1) for 2 experts: give one for each"),
         ([0.5, [0.5]], "betas mixes numbers and rows"),
-        ([], "betas is empty"),
+        ([], "an erasure code needs at least 2 experts, got 0"),
     ],
 )
 def test_betas_that_are_no_code_are_refused(betas: list[list[float]], message: str) -> None:

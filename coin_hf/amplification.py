@@ -15,13 +15,35 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from coin_hf.betas import Rows
+from coin_hf.betas import Rows, check_betas
 
 SINGULAR = 1e-6
 """A part whose smallest singular value lies below is taken for singular: betas themselves are
 known to 1e-6 (what a row's sum may be off), so it cannot be told from one that is."""
 BAD = 1000.0
 """Worst amplification from which a code draws a warning: float32 then keeps four digits."""
+
+
+def check_code(rows: Rows) -> None:
+    """Check that coding weights form a code, whatever is missing.
+
+    Args:
+        rows: Coding weights, shape (M, N).
+
+    Raises:
+        ValueError: If a row is not valid by itself, or a pattern of erasures could not be decoded,
+            which is then named.
+    """
+    experts = len(rows[0])
+    check_betas(rows, experts)
+    singular = singular_part(rows)
+    if singular is not None:
+        coded, missing = (", ".join(map(str, numbers)) for numbers in singular)
+        raise ValueError(
+            f"betas is no erasure code: with experts {missing} missing, coded models {coded} "
+            "cannot tell them apart (the square of betas in those rows and columns is singular); "
+            f"change a row, or take one from `coin-hf code --experts {experts} --coded {len(rows)}`"
+        )
 
 
 def square_parts(

@@ -50,33 +50,20 @@ def written(rows: Rows) -> list[float] | list[list[float]]:
 
 
 def check_betas(betas: Betas, experts: int) -> None:
-    """Check coding weights against the number of experts.
+    """Check coding weights against the number of experts, each row by itself.
 
-    Several rows must form a code: see `coin_hf.amplification.singular_part`.
+    Whether several rows form a code is checked by `coin_hf.amplification.check_code`.
 
     Args:
         betas: Coding weights, shape (N,) or (M, N).
         experts: N.
 
     Raises:
-        ValueError: If there are not N in a row, one is not positive, a row does not sum to 1, or
-            a pattern of erasures could not be decoded, which is then named.
+        ValueError: If there are not N in a row, one is not positive, or a row does not sum to 1.
     """
     rows = rows_of(betas)
     for number, row in enumerate(rows):
         _check_row("betas" if len(rows) == 1 else f"row {number} of betas", row, experts)
-    if len(rows) == 1:
-        return
-    from coin_hf.amplification import singular_part  # one coded model needs no linear algebra
-
-    singular = singular_part(rows)
-    if singular is not None:
-        coded, missing = (", ".join(map(str, numbers)) for numbers in singular)
-        raise ValueError(
-            f"betas is no erasure code: with experts {missing} missing, coded models {coded} "
-            "cannot tell them apart (the square of betas in those rows and columns is singular); "
-            f"change a row, or take one from `coin-hf code --experts {experts} --coded {len(rows)}`"
-        )
 
 
 def _check_row(name: str, betas: Sequence[float], experts: int) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coin_hf.amplification import BAD, amplification, worst_amplification
-from coin_hf.betas import Betas, check_betas, rows_of, written
+from coin_hf.amplification import BAD, amplification, check_code, worst_amplification
+from coin_hf.betas import Betas, rows_of, written
 from coin_hf.design import design
 
 
@@ -51,7 +51,7 @@ class ErasureCode:
         self.experts, self.coded = len(self.rows[0]), len(self.rows)
         if self.experts < 2:
             raise ValueError(f"an erasure code needs at least 2 experts, got {self.experts}")
-        check_betas(self.rows, self.experts)
+        check_code(self.rows)
         if losses is not None and (
             len(losses) != self.coded or not all(0 <= loss < float("inf") for loss in losses)
         ):

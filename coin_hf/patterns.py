@@ -1,7 +1,8 @@
 """Which sets of experts are taken as missing when a code is measured."""
 
-import random
 from itertools import chain, combinations
+
+import numpy as np
 
 LIMIT = 256
 """At most this many patterns are measured; beyond, a sample of them."""
@@ -31,6 +32,6 @@ def erasure_patterns(
     total = len(singles) + len(others)
     if total > limit:
         room = max(limit - experts, 0)
-        drawn = random.Random(seed).sample(range(len(others)), room)
-        others = [others[k] for k in sorted(drawn)]
+        drawn = np.random.default_rng(seed).choice(len(others), room, replace=False)
+        others = [others[k] for k in sorted(drawn.tolist())]
     return [*singles, *others], total

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from coin_hf.betas import check_betas, written
+from coin_hf.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError
 
 Library = Literal["auto", "timm", "transformers"]
@@ -211,6 +211,10 @@ class Recipe(_Block):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         check_betas(self.coding_weights, len(self.experts))
+        if _shape(self.coding_weights) == "rows":
+            from coin_hf.amplification import check_code  # one coded model needs no linear algebra
+
+            check_code(rows_of(self.coding_weights))
         names = [expert.label for expert in self.experts]
         for name in names:
             if names.count(name) > 1:

@@ -138,21 +138,23 @@ def measured(measurement: "Measurement | None") -> dict[str, Any]:
 
     Returns:
         `erasures` (a list), `patterns` (how many were measured, of how many), `mean_nda` (percent
-        by method, over all erasures; None where an expert was never right), `mean_nda_by_missing`
-        (the same for each number of missing experts) and `detection`.
+        by method, over the single erasures; None where an expert was never right),
+        `mean_nda_several` (the same by the number of experts missing at once, from 2) and
+        `detection`.
     """
     erasures = [] if measurement is None else measurement.erasures
-    sizes = sorted({1 + len(erasure.beside) for erasure in erasures})
+    by_size: dict[int, list[Erasure]] = {1: []}
+    for erasure in erasures:
+        by_size.setdefault(1 + len(erasure.beside), []).append(erasure)
+    means = {str(size): _means(found) for size, found in sorted(by_size.items())}
     return {
         "erasures": [erasure.dump() for erasure in erasures],
         "patterns": {
             "measured": measurement.patterns if measurement else 0,
             "possible": measurement.possible if measurement else 0,
         },
-        "mean_nda": _means(erasures),
-        "mean_nda_by_missing": {
-            str(size): _means([e for e in erasures if 1 + len(e.beside) == size]) for size in sizes
-        },
+        "mean_nda": means.pop("1"),
+        "mean_nda_several": means,
         "detection": [each.dump() for each in measurement.detections] if measurement else [],
     }
 

@@ -46,7 +46,7 @@ def table(result: dict[str, Any], style: Style = "plain") -> str:
                     _number(score["coding_loss"], "{:.4g}", "-"),
                 ]
             )
-    for method, mean in result["mean_nda_by_missing"]["1"].items():
+    for method, mean in result["mean_nda"].items():
         rows.append(["average", TITLES[method], _number(mean), "", "", "", ""])
     parts = [_aligned(head, rows, style)]
     if len(singles) < len(result["erasures"]):
@@ -56,7 +56,7 @@ def table(result: dict[str, Any], style: Style = "plain") -> str:
 
 def _which(result: dict[str, Any]) -> str:
     """Say which patterns the second table holds."""
-    most = max(map(int, result["mean_nda_by_missing"]))
+    most = max(map(int, result["mean_nda_several"]))
     counted = result["patterns"]
     sampled = ""
     if counted["measured"] < counted["possible"]:
@@ -73,10 +73,9 @@ def _patterns(result: dict[str, Any], style: Style) -> str:
         for e in result["erasures"]
         if e["beside"]
     ]
-    for size, means in result["mean_nda_by_missing"].items():
-        if size != "1":
-            cells = [_number(means[m]) if m in means else "-" for m in methods]
-            rows.append(["average", f"any {int(size) - 1}", *cells])
+    for size, means in result["mean_nda_several"].items():
+        cells = [_number(means[m]) if m in means else "-" for m in methods]
+        rows.append(["average", f"any {int(size) - 1}", *cells])
     return _aligned(["missing", "also missing", *(TITLES[m] for m in methods)], rows, style)
 
 
@@ -119,9 +118,8 @@ def figure(result: dict[str, Any], path: Path) -> None:
         for erasure in result["erasures"]
         if not erasure["beside"]
     }
-    for size, means in result["mean_nda_by_missing"].items():
-        if size != "1":
-            found[f"any {size} missing"] = means
+    for size, means in result["mean_nda_several"].items():
+        found[f"any {size} missing"] = means
     groups = list(found)
     width = 0.8 / len(methods)
     highest = 100.0  # NDA may lie above

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coin_hf.alignment import check_alignment
 from coin_hf.betas import written
-from coin_hf.coded import save_coded
+from coin_hf.coded import as_stored, save_coded
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.experts import Expert, load_expert
@@ -174,10 +174,11 @@ class CodedEnsemble:
                 model=block["model"],
                 revision=block["revision"],
                 draws=draws_of(self.coin),
+                estimator=self.coin["fisher"],
                 versions=self.coin["versions"],
                 tied=expert.tied,
             )
-            write_fisher(folder / fisher_path(expert.name), fisher, metadata)
+            write_fisher(folder / fisher_path(expert.name), as_stored(expert, fisher), metadata)
 
     @property
     def _record(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Fishers as files: what they hold, what they were computed from, and whose they are.
 
 `fisher/<expert>.safetensors` holds one tensor for each parameter, named and shaped like it. In half
-precision each value is rounded to bfloat16, whose relative error is at most u = 2^-9 over the whole
+precision each value is rounded to bfloat16, whose relative error is at most u = 2^-8 over the whole
 range of float32 (Fishers span ten decades and more, which float16 does not). With lam >= 0 this
 moves an entry of theta_c by at most u / 2 / (1 - u) of the distance between the smallest and the
-largest of the experts' values there: less than one part in a thousand of what the experts differ.
+largest of the experts' values there: less than two parts in a thousand of what the experts differ.
 """
 
 import hashlib
@@ -93,7 +93,7 @@ def fisher_metadata(
     revision: str,
     draws: Sequence[Mapping[str, Any]],
     versions: Mapping[str, str],
-    estimator: str = "exact",
+    estimator: Mapping[str, Any],
     tied: Mapping[str, str],
 ) -> dict[str, str]:
     """Build what a Fisher's file says of its origin.
@@ -103,7 +103,7 @@ def fisher_metadata(
         revision: Its commit SHA, or `sha256:...` of the folder.
         draws: The samples, from `draws_of`.
         versions: Package versions.
-        estimator: How it was computed.
+        estimator: How it was computed: the recipe's `fisher`.
         tied: Names of parameters that are another one's tensor, with that one's name.
 
     Returns:
@@ -115,7 +115,8 @@ def fisher_metadata(
         "coin_hf_fisher": FISHER_FORMAT,
         "model": place,
         "revision": revision,
-        "estimator": estimator,
+        "estimator": str(estimator["estimator"]),
+        **({"probes": str(estimator["probes"])} if estimator["estimator"] == "probe" else {}),
         "samples": str(sum(len(draw["rows"]) for draw in draws)),
         "samples_sha256": samples_hash(draws),
         "datasets": json.dumps(
@@ -170,7 +171,7 @@ def check_fisher(
     except FileNotFoundError as error:
         raise InputError(
             f"there is no Fisher of expert '{expert}' ({path.name}): encode again with "
-            "`fishers: true`"
+            "`fisher: {save: true}`"
         ) from error
     except (SafetensorError, OSError) as error:
         raise InputError(

@@ -26,7 +26,7 @@ from coin_hf.fisher_files import rounded
 from coin_hf.hub import pin
 from coin_hf.images import LabelledImages
 from coin_hf.outputs import logits_of
-from coin_hf.recipe import Recipe
+from coin_hf.recipe import DatasetBlock, FisherRecipe, Recipe
 from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
 from coin_hf.samples import Samples, draw_samples
 from coin_hf.selection import LAM_CANDIDATES, choose
@@ -234,12 +234,15 @@ def _load_experts(recipe: Recipe, accelerator: Accelerator) -> list[Expert]:
 
 
 def _open(
-    datasets: Mapping[str, str], recipe: Recipe, split: str | None, num_classes: int
+    keys: Mapping[str, str],
+    datasets: Mapping[str, DatasetBlock],
+    split: str | None,
+    num_classes: int,
 ) -> list[LabelledImages]:
-    """Open datasets by the recipe's keys: the given split, or the one its samples come from."""
+    """Open datasets by their keys: the given split, or the one their samples come from."""
     return [
-        LabelledImages(key, recipe.datasets[key], split or recipe.datasets[key].split, num_classes)
-        for key in datasets.values()
+        LabelledImages(key, datasets[key], split or datasets[key].split, num_classes)
+        for key in keys.values()
     ]
 
 
@@ -249,13 +252,13 @@ def _open_tests(
     """Open each expert's test set."""
     keys = {block.label: block.dataset for block in recipe.experts}
     with accelerator.main_process_first():
-        opened = _open(keys, recipe, recipe.evaluation.split, experts[0].num_classes)
+        opened = _open(keys, recipe.datasets, recipe.evaluation.split, experts[0].num_classes)
     for images in opened:
         images.check_usable_for_tests()
     return opened
 
 
-def draw(recipe: Recipe, expert: Expert, accelerator: Accelerator) -> Samples:
+def draw(recipe: Recipe | FisherRecipe, expert: Expert, accelerator: Accelerator) -> Samples:
     """Draw the samples of a recipe.
 
     Args:
@@ -270,7 +273,7 @@ def draw(recipe: Recipe, expert: Expert, accelerator: Accelerator) -> Samples:
         InputError: If a dataset cannot be read or has too few rows.
     """
     with accelerator.main_process_first():
-        opened = _open(recipe.draws, recipe, None, expert.num_classes)
+        opened = _open(recipe.draws, recipe.datasets, None, expert.num_classes)
     return draw_samples(
         opened,
         expert.preprocessing,
@@ -280,7 +283,7 @@ def draw(recipe: Recipe, expert: Expert, accelerator: Accelerator) -> Samples:
 
 
 def compute_fisher(
-    recipe: Recipe,
+    recipe: Recipe | FisherRecipe,
     expert: Expert,
     samples: Samples,
     accelerator: Accelerator,

@@ -1,5 +1,6 @@
 """The recipe: a YAML file, validated, frozen, with every default filled in."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,6 +150,44 @@ class HubBlock(_Block):
     """Open a pull request instead of committing."""
     commit_message: str = "Add coded model"
     """First line of the commit."""
+
+
+class FisherRecipe(_Block):
+    """What one expert's Fisher is computed from, where it is computed alone."""
+
+    datasets: dict[str, DatasetBlock] = Field(min_length=1)
+    """The datasets the samples are drawn from, by a name of your choice."""
+    samples: SamplesBlock = SamplesBlock()
+    """The unlabeled inputs."""
+    fisher: FisherBlock = FisherBlock()
+    """Exact or estimated, how many samples at once, and in which precision it is saved."""
+
+    @property
+    def draws(self) -> dict[str, str]:
+        """The samples' draws: the dataset of each, by name."""
+        return self.samples.draws or {key: key for key in self.datasets}
+
+    @classmethod
+    def make(cls, data: Mapping[str, Any], overrides: Sequence[str] = ()) -> "FisherRecipe":
+        """Validate one held as plain data.
+
+        Args:
+            data: Its keys.
+            overrides: `key.path=value` strings applied to it.
+
+        Returns:
+            The recipe, defaults filled in.
+
+        Raises:
+            InputError: If a key is unknown, missing or has a bad value; all are listed.
+        """
+        changed = copy.deepcopy(dict(data))
+        for override in overrides:
+            _apply(changed, override)
+        try:
+            return cls.model_validate(changed)
+        except ValidationError as error:
+            raise InputError("; ".join(_sentences(error, changed))) from error
 
 
 class Recipe(_Block):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from coin_hf.fisher import resolve_estimator
 from coin_hf.hub import local_folder
 from coin_hf.layout import FORMAT
 from coin_hf.recipe import Recipe
@@ -49,12 +48,14 @@ def coin_record(
     Returns:
         Plain data; folders are absolute paths.
     """
+    from coin_hf.fisher import resolve_estimator  # see above: only `encode` comes here
+
     said = recipe.dump()
     for expert, entry in zip(experts, said["experts"], strict=True):
-        entry |= {"model": _place(entry["model"]), "library": expert.library}
+        entry |= {"model": place_of(entry["model"]), "library": expert.library}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     for dataset in said["datasets"].values():
-        dataset["path"] = _place(dataset["path"])
+        dataset["path"] = place_of(dataset["path"])
     drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return {
         "format": FORMAT,
@@ -173,7 +174,15 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def _place(path: str) -> str:
+def place_of(path: str) -> str:
+    """Return where a repository lies, in a form that holds from any working directory.
+
+    Args:
+        path: A Hub id or a folder.
+
+    Returns:
+        The Hub id, or the folder's absolute path.
+    """
     folder = local_folder(path)
     return path if folder is None else str(folder.absolute())
 

@@ -105,6 +105,35 @@ def write_repository(
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def save_result(folder: Path, result: dict[str, Any]) -> None:
+    """Put new measurements into a coded repository: calibration, result, card and figure.
+
+    Args:
+        folder: The repository.
+        result: The content of `result.json`, local paths absolute.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    folder = folder.resolve()
+    coin = json.loads((folder / COIN_FILE).read_text(encoding="utf-8"))
+    relative = _map_paths(result, _relative_to(folder))
+    drafts = {name: folder / f".{name}" for name in (COIN_FILE, RESULT_FILE, CARD_FILE, FIGURE)}
+    try:
+        _write_json(drafts[COIN_FILE], {**coin, "calibration": result["calibration"]})
+        _write_json(drafts[RESULT_FILE], relative)
+        card = str(model_card(relative, f"your-name/{folder.name}"))
+        drafts[CARD_FILE].write_text(card, encoding="utf-8")
+        figure(relative, drafts[FIGURE])
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error}; free some space") from error
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+
+
 def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read `coin.json` and `result.json`; local paths become absolute.
 

@@ -13,14 +13,15 @@ import coin_hf
 ROOT = Path(coin_hf.__file__).parent
 
 LINE = [
-    "errors", "betas", "amplification", "design", "patterns", "layout", "recipe", "hub",
+    "errors", "betas", "amplification", "design", "patterns", "layout", "configs", "recipe", "hub",
     "preprocessing", "experts", "alignment",
     "images", "samples",
     "outputs", "fisher",
-    "coders", "coded",
+    "coders", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "pipeline", "demo", "cli", "__main__",
+    "ensemble", "pipeline", "joining", "recode", "tuning", "publishing",
+    "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""
 

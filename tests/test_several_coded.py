@@ -31,7 +31,7 @@ def three(world: Path, folder: Path, **changes: Any) -> dict[str, Any]:
             for name, labels in GROUPS.items()
         },
         "coded": 2,
-        "fishers": True,
+        "fisher": {"save": True},
         "output": str(folder / "coded"),
         **changes,
     }
@@ -76,7 +76,10 @@ def test_coded_is_a_short_way_to_write_designed_betas(world: Path, places: Path)
         ({"betas": [[0.2, 0.3, 0.5], [0.2, "a", 0.5]]}, "'betas.1.1': expected a number, got 'a'"),
         ({"betas": [[0.2, 0.3, 0.5], 0.5]}, "'betas.1': expected a list, got 0.5"),
         ({"betas": [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]}, "betas is no erasure code: with experts"),
-        ({"fishers": "full"}, "'fishers': expected true or false or 'half', got 'full'"),
+        (
+            {"fisher": {"save": "full"}},
+            "'fisher.save': expected true or false or 'half', got",
+        ),
         (
             {"samples": {"draws": {"a": "lo"}}},
             "the draw 'a' names the dataset 'lo', but `datasets`",
@@ -216,7 +219,7 @@ def test_the_repository_holds_every_coded_model(made: CodedEnsemble, places: Pat
     }
     coin = json.loads((folder / "coin.json").read_text())
     assert coin["betas"] == [list(row) for row in design(3, 2)]
-    assert coin["fishers"] is True
+    assert coin["fisher"]["save"] is True
     x = torch.stack([made.preprocess(image) for image in digits(slice(200, 208))["image"]])
     read = CodedEnsemble.from_pretrained(folder, experts=True)
     for c, place in enumerate((folder, folder / "coded-1")):
@@ -267,7 +270,7 @@ def test_all_experts_may_be_missing(world: Path, tmp_path: Path) -> None:
 
 
 def test_lambda_is_one_number_for_all_coded_models(world: Path, places: Path) -> None:
-    ensemble = encode(Recipe.from_dict(three(world, places, lam="auto", fishers=False)))
+    ensemble = encode(Recipe.from_dict(three(world, places, lam="auto", fisher={"save": False})))
     choice = ensemble.result["lam_choice"]
     assert [entry["value"] for entry in choice["scores"]] == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     best = max(choice["scores"], key=lambda entry: (entry[choice["by"]], -entry["coding_loss"]))
@@ -282,7 +285,7 @@ def test_transformers_load_subfolders(world: Path, tmp_path: Path) -> None:
         save_transformers(tmp_path / name, seed)
     recipe = recipe_dict(world)
     recipe["experts"] = [{"model": str(tmp_path / n), "dataset": n} for n in ("low", "high")]
-    ensemble = encode(Recipe.from_dict({**recipe, "coded": 2, "fishers": "half"}))
+    ensemble = encode(Recipe.from_dict({**recipe, "coded": 2, "fisher": {"save": "half"}}))
     ensemble.save_pretrained(tmp_path / "coded")
     x = torch.randn(2, 3, 32, 32)
     for subfolder, coded in (("", 0), ("coded-1", 1)):
@@ -297,5 +300,5 @@ def test_transformers_load_subfolders(world: Path, tmp_path: Path) -> None:
     assert {value.dtype for value in fisher.values()} == {torch.bfloat16}
     read = CodedEnsemble.from_pretrained(tmp_path / "coded")
     read.save_pretrained(tmp_path / "again")  # the Fishers are not read, so not written
-    assert json.loads((tmp_path / "again" / "coin.json").read_text())["fishers"] is False
+    assert json.loads((tmp_path / "again" / "coin.json").read_text())["fisher"]["save"] is False
     assert not (tmp_path / "again" / "fisher").exists()

@@ -1,6 +1,7 @@
 """The commands for codes, Fishers and re-coding; `coin_hf.cli` holds the command line itself."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -187,6 +188,8 @@ def fisher(
         file = publishing.make_fisher(
             expert, recipe, place, revision=revision, name=name, progress=True
         )
+        if os.environ.get("RANK", "0") != "0":
+            return
         if output is not None:
             print(file)
         if push_to is not None:

@@ -23,7 +23,7 @@ from coin_hf.fisher_files import (
 )
 from coin_hf.hub import fetch, pin
 from coin_hf.layout import CHECKPOINT_FILES, FISHERS
-from coin_hf.pipeline import compute_fisher, draw
+from coin_hf.preparation import compute_fisher, draw
 from coin_hf.recipe import ExpertBlock, Recipe
 from coin_hf.records import environment
 from coin_hf.stream import weights_in

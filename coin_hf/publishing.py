@@ -14,7 +14,7 @@ from coin_hf.fisher import resolve_estimator
 from coin_hf.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
 from coin_hf.hub import fetch, local_folder, pin, sentences
 from coin_hf.layout import COIN_FILE, RESULT_FILE
-from coin_hf.pipeline import compute_fisher, draw
+from coin_hf.preparation import compute_fisher, draw
 from coin_hf.recipe import FisherRecipe
 from coin_hf.records import environment
 from coin_hf.repository import read_repository

@@ -31,7 +31,7 @@ from coin_hf.experts import load_expert
 from coin_hf.layout import coded_folder
 from coin_hf.outputs import logits_of
 from coin_hf.patterns import erasure_patterns
-from coin_hf.pipeline import draw
+from coin_hf.preparation import draw
 from coin_hf.recode import recode
 from coin_hf.records import recipe_of
 

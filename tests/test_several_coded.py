@@ -302,3 +302,31 @@ def test_transformers_load_subfolders(world: Path, tmp_path: Path) -> None:
     read.save_pretrained(tmp_path / "again")  # the Fishers are not read, so not written
     assert json.loads((tmp_path / "again" / "coin.json").read_text())["fisher"]["save"] is False
     assert not (tmp_path / "again" / "fisher").exists()
+
+
+def test_every_nda_against_loops(made: CodedEnsemble) -> None:
+    """Each pattern's numbers, counted image by image on the missing expert's test set."""
+    assert made.experts is not None
+    data = digits(slice(200, 300))
+    for erasure in made.result["erasures"]:
+        i = NAMES.index(erasure["missing"])
+        lost = [i, *(NAMES.index(name) for name in erasure["beside"])]
+        decoded, own, truths = [], [], []
+        for image, label in zip(data["image"], data["label"], strict=True):
+            if label in GROUPS[erasure["missing"]]:
+                x = made.preprocess(image)[None]
+                decoded.append(reference.predicted(made(x, missing=lost)[i][0].tolist()))
+                with torch.no_grad():
+                    own.append(reference.predicted(made.experts[i].model(x)[0].tolist()))
+                truths.append(label)
+        assert erasure["points"] == len(truths)
+        score = erasure["scores"]["coin"]
+        assert score["nda"] == pytest.approx(reference.nda(decoded, truths, own), abs=4)
+        same = sum(a == b for a, b in zip(decoded, own, strict=True)) / len(own)
+        assert score["agreement"] == pytest.approx(same, abs=0.03)  # a tie or two, in float32
+
+
+def test_a_sample_of_the_patterns_is_told(made: CodedEnsemble) -> None:
+    result = {**made.result, "patterns": {"measured": 256, "possible": 696}}
+    told = "NDA where 2 experts are missing at once (256 of 696 patterns were measured, drawn):"
+    assert told in table(result)

@@ -22,8 +22,8 @@ from coin_hf.coders import average_buffers, fisher_average
 from coin_hf.errors import InputError
 from coin_hf.layout import coded_folder
 
-CHUNK = 1 << 18
-"""Entries coded at once: all that is held of each expert, Fisher and coded model."""
+CHUNK = 1 << 16
+"""Entries coded at once: all that is held of each network, and small enough for a core's cache."""
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

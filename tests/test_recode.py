@@ -20,7 +20,6 @@ from coin_hf import CodedEnsemble, InputError, Recipe, encode
 from coin_hf.design import design
 from coin_hf.layout import coded_folder
 from coin_hf.recode import Newcomer, recode
-from coin_hf.stream import CHUNK
 
 GROUPS = {"low": [0, 1, 2, 3], "middle": [3, 4, 5, 6], "high": [6, 7, 8, 9]}
 
@@ -83,11 +82,6 @@ def test_the_same_betas_and_lambda_give_the_same_bytes(
         for place in (".", "coded-1")[: 2 - number]:
             before = json.loads((target / place / "config.json").read_text())
             assert json.loads((out / place / "config.json").read_text()) == before
-
-
-def test_tensors_larger_than_a_chunk_are_coded_whole(three: Path) -> None:
-    sizes = [value.numel() for value in load_file(three / "model.safetensors").values()]
-    assert max(sizes) < CHUNK, "then the next test is the one that has several chunks"
 
 
 def test_chunks_do_not_matter(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

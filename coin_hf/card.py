@@ -4,11 +4,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from coin_hf.amplification import worst_amplification
+from coin_hf.betas import rows_of
+from coin_hf.layout import FIGURE, coded_folder
 from coin_hf.report import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
-FIGURE = "nda.png"
-"""The figure's file name in a coded repository."""
 
 
 def model_card(result: dict[str, Any], repo_id: str) -> ModelCard:
@@ -54,6 +55,8 @@ def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
     datasets = {expert["name"]: expert["dataset"] for expert in result["experts"]}
     found = []
     for erasure in result["erasures"]:
+        if erasure["beside"]:
+            continue  # the card's table has them; an index has room for one number each
         key = datasets[erasure["missing"]]
         dataset = result["datasets"][key]
         name = dataset["path"] if _on_hub(dataset["path"]) else key
@@ -77,32 +80,23 @@ def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
 
 
 def _text(result: dict[str, Any], repo_id: str) -> str:
-    names = [expert["name"] for expert in result["experts"]]
-    betas = ", ".join(
-        f"{beta:g} ({cell(name)})" for beta, name in zip(result["betas"], names, strict=True)
-    )
     samples = result["samples"]
     experts = "\n".join(
         f"| {cell(e['name'])} | {_link(e['model'])} | `{e['revision']}` | {cell(e['dataset'])} |"
         for e in result["experts"]
     )
-    run = result["run"]
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     held = (
         f", {samples['held_out']:.0%} of them held out to choose λ" if samples["held_out"] else ""
     )
     return f"""# {repo_id.rpartition("/")[2]}
 
-A **coded model**: one more network, made without training from {len(names)} fine-tuned `{result["architecture"]}`
-networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
-down, its answer is computed from this model's answer and the others' — erasure-coded inference, by Fisher
-averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier like any merged model.
+{_introduction(result)}
 
 ## How it was made
 | | |
 |---|---|
 | coder | `{result["coder"]}` |
-| β | {betas} |
+{_betas(result)}
 | λ | {result["lam"]:g} ({_chosen(result)}) |
 | samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
 | Fisher | {_fisher(result["fisher"])} |
@@ -112,16 +106,7 @@ averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier lik
 {experts}
 
 ## How well it answers for a missing expert
-NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
-`{result["evaluation"]["split"]}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
-distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
-average (100 by construction); *no coded model* takes the other experts' answer as it is.
-
-{table(result, "markdown")}
-
-![Normalized decoding accuracy by missing expert and method]({FIGURE})
-
-Run on {run["device"]}, {run["processes"]} process(es); {versions}. All numbers are rendered from `result.json`.
+{_measurements(result)}
 
 ## How to use it
 {_usage(result, repo_id)}
@@ -129,6 +114,70 @@ Run on {run["device"]}, {run["processes"]} process(es); {versions}. All numbers 
 ## Limits
 The decoded answer is approximate: read the table, not only its best row. The experts' own limits and licences
 apply to what is made of them.
+"""
+
+
+def _introduction(result: dict[str, Any]) -> str:
+    experts, coded = len(result["experts"]), len(rows_of(result["betas"]))
+    if coded == 1:
+        return f"""A **coded model**: one more network, made without training from {experts} fine-tuned `{result["architecture"]}`
+networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
+down, its answer is computed from this model's answer and the others' — erasure-coded inference, by Fisher
+averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier like any merged model."""
+    folders = ", ".join(f"`{coded_folder(c)}`" for c in range(1, coded))
+    return f"""{coded} **coded models**, made without training from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
+the root of this repository, the others in {folders}. The output of each approximates another weighted average of
+theirs, so when up to {min(coded, experts)} experts are slow or down, their answers are computed from the coded models' and the
+others' — erasure-coded inference, by Fisher averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own each is a
+classifier like any merged model."""
+
+
+def _betas(result: dict[str, Any]) -> str:
+    """Render the rows of the table that tell the betas, and how much they amplify errors."""
+    names = [expert["name"] for expert in result["experts"]]
+    rows = rows_of(result["betas"])
+    lines = [
+        ", ".join(f"{beta:g} ({cell(name)})" for beta, name in zip(row, names, strict=True))
+        for row in rows
+    ]
+    if len(rows) == 1:
+        return f"| β | {lines[0]} |"
+    lines = [f"| β of `{coded_folder(c)}` | {line} |" for c, line in enumerate(lines)]
+    lines.append(
+        f"| worst amplification of a coded model's error | {worst_amplification(rows):.3g} |"
+    )
+    return "\n".join(lines)
+
+
+def _measurements(result: dict[str, Any]) -> str:
+    if not result["erasures"]:
+        return """**Not measured.** These parameters were re-coded from the experts' saved Fishers, without data, by
+`coin-hf recode`; no accuracy is known until `coin-hf evaluate FOLDER --save` is run on them."""
+    run = result["run"]
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"""NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
+`{result["evaluation"]["split"]}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
+distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
+average (100 by construction); *no coded model* takes the other experts' answer as it is.
+
+{table(result, "markdown")}
+
+![Normalized decoding accuracy by missing expert and method]({FIGURE})
+{_detection(result)}
+Run on {run["device"]}, {run["processes"]} process(es); {versions}. All numbers are rendered from `result.json`."""
+
+
+def _detection(result: dict[str, Any]) -> str:
+    found = result["detection"]
+    if not found:
+        return ""
+    quantile = result["calibration"]["quantile"]
+    noticed = ", ".join(f"{100 * each['noticed']:.0f} % for {each['expert']}" for each in found)
+    alarms = ", ".join(f"{100 * each['false_alarms']:.1f} %" for each in found)
+    return f"""
+With all answers at hand, the parity check notices a corrupted one (not whose it is). Its threshold, {quantile:.0%} of
+the samples, gave false alarms for {alarms} of the test images; with one expert's logits shifted by one class
+it noticed {noticed}.
 """
 
 
@@ -141,7 +190,7 @@ def _link(model: str) -> str:
 def _chosen(result: dict[str, Any]) -> str:
     choice = result["lam_choice"]
     if choice is None:
-        return "given in the recipe"
+        return "given to `coin-hf recode`" if "recoded_from" in result else "given in the recipe"
     values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])
     by = "NDA" if choice["by"] == "nda" else choice["by"]
     return f"best {by} among {values} on {choice['samples']} samples, no test data"
@@ -154,7 +203,26 @@ def _fisher(used: dict[str, Any]) -> str:
 
 
 def _points(result: dict[str, Any]) -> str:
-    return ", ".join(f"{e['points']} images for {e['missing']}" for e in result["erasures"])
+    singles = [e for e in result["erasures"] if not e["beside"]]
+    return ", ".join(f"{e['points']} images for {e['missing']}" for e in singles)
+
+
+def _others(result: dict[str, Any], repo_id: str) -> str:
+    """Show how plain libraries load a coded model that lies in a subfolder."""
+    if len(rows_of(result["betas"])) == 1:
+        return ""
+    if result["library"] == "timm":  # its hf-hub: names know no subfolder
+        return f"""
+from huggingface_hub import snapshot_download
+
+folder = snapshot_download("{repo_id}")  # the others lie in subfolders
+another = timm.create_model(f"local-dir:{{folder}}/coded-1", pretrained=True).eval()
+"""
+    return f"""
+from transformers import AutoModelForImageClassification
+
+another = AutoModelForImageClassification.from_pretrained("{repo_id}", subfolder="coded-1")
+"""
 
 
 def _usage(result: dict[str, Any], repo_id: str) -> str:
@@ -165,7 +233,7 @@ def _usage(result: dict[str, Any], repo_id: str) -> str:
 import timm
 
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
-```""")
+{_others(result, repo_id)}```""")
     blocks.append(f'''With transformers:
 ```python
 from PIL import Image
@@ -173,7 +241,7 @@ from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id}")
 classify(Image.new("RGB", (64, 64)))  # your image
-```''')
+{_others(result, repo_id) if result["library"] == "transformers" else ""}```''')
     missing = result["experts"][-1]["name"]
     blocks.append(f'''Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
 ```python

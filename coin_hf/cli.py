@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from coin_hf.cli_codes import COMMANDS, gathered
 from coin_hf.errors import InputError
 
 app = typer.Typer(
@@ -101,12 +102,23 @@ def evaluate(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder or Hub id.")],
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.")] = None,
     override: Overrides = [],  # noqa: B006
+    save: Annotated[
+        bool, typer.Option("--save", help="Put the result into the folder, its card too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a coded model again: every erasure, on the data it records."""
     from coin_hf import pipeline
+    from coin_hf.hub import local_folder
+    from coin_hf.repository import save_result
 
+    folder = local_folder(target)
+    if save and folder is None:
+        raise InputError(f"'{target}' lies on the Hub: --save writes to a folder only")
     result = pipeline.evaluate(target, revision=revision, overrides=override, progress=True)
+    if save and folder is not None and _speaks():
+        save_result(folder, result)
+        _say(f"saved to {folder}")
     _show(result, as_json)
 
 
@@ -157,11 +169,15 @@ def schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+
+
 def main() -> None:
     """Run the command line: a user's mistake becomes one sentence and exit code 2."""
     warnings.showwarning = _showwarning
     try:
-        app(prog_name="coin-hf")
+        app(gathered(sys.argv[1:]), prog_name="coin-hf")
     except InputError as error:
         if not _speaks():
             # What goes wrong in all processes is said by the main one, whose end ends this one

@@ -1,22 +1,28 @@
 """The coded model as a network: the experts' parameters in, one more expert out."""
 
 import copy
+import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from coin_hf.configs import merged_names, timm_config
 from coin_hf.experts import Expert
-
-ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", "hf_hub_filename",
-          "custom_load", "paper_ids", "paper_name")  # fmt: skip
-"""Keys of timm's `pretrained_cfg` that tell the origin of expert 0's weights, not their use."""
+from coin_hf.layout import coded_folder
 
 
 def build_coded(
-    experts: Sequence[Expert], parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    experts: Sequence[Expert],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    *,
+    number: int = 0,
 ) -> Expert:
     """Put coded parameters into a copy of expert 0's network.
 
@@ -24,6 +30,7 @@ def build_coded(
         experts: Aligned experts.
         parameters: theta_c by name.
         buffers: The coded model's saved buffers by name.
+        number: Which coded model it is, for messages.
 
     Returns:
         The coded model, in eval mode, on expert 0's device. Where the experts name a class
@@ -32,9 +39,9 @@ def build_coded(
     first = experts[0]
     model: Any = copy.deepcopy(first.model)
     load(model, parameters, buffers)
-    names = _merged_names([expert.label_names for expert in experts])
+    names = merged_names([expert.label_names for expert in experts])
     if first.library == "timm":
-        config = _timm_config(first, names)
+        config = timm_config(first.config, first.num_classes, names)
     else:
         config = first.config
         if names is not None:
@@ -42,7 +49,7 @@ def build_coded(
             model.config.label2id = {name: i for i, name in enumerate(names)}
     return replace(
         first,
-        name="coded model",
+        name=f"coded model {number}" if number else "coded model",
         repo="",
         revision="",
         model=model,
@@ -67,26 +74,49 @@ def load(model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[st
         targets[name].copy_(value)
 
 
-def _timm_config(expert: Expert, names: tuple[str, ...] | None) -> dict[str, Any]:
-    config = copy.deepcopy(expert.config)
-    config["num_classes"] = expert.num_classes
-    # timm needs it once, beside `architecture`; transformers refuses to find it twice.
-    model_args = {k: v for k, v in config.pop("model_args", {}).items() if k != "num_classes"}
-    if model_args:
-        config["model_args"] = model_args
-    declared = config.get("pretrained_cfg", {})
-    config["pretrained_cfg"] = {k: v for k, v in declared.items() if k not in ORIGIN}
-    config["pretrained_cfg"]["num_classes"] = expert.num_classes
-    if list(names or ()) != config.get("label_names"):
-        config.pop("label_descriptions", None)
-        config.pop("label_names", None)
-        if names is not None:
-            config["label_names"] = list(names)
-    return config
+def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
+    """Write coded models as their own library reads them, the first one at the root.
+
+    Args:
+        folder: A coded repository in the making.
+        coded: The coded models, in order.
+    """
+    for number, model in enumerate(coded):
+        place = folder / coded_folder(number)
+        place.mkdir(exist_ok=True)
+        _save(place, model)
 
 
-def _merged_names(all_names: Sequence[tuple[str, ...] | None]) -> tuple[str, ...] | None:
-    known = [names for names in all_names if names is not None]
-    if not known:
-        return None
-    return tuple(" / ".join(dict.fromkeys(column)) for column in zip(*known, strict=True))
+def as_stored(expert: Expert, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name values as the expert's library names the parameters in its files.
+
+    transformers renames parameters between its files and its networks; its own saving knows how.
+
+    Args:
+        expert: An expert.
+        values: A tensor for each parameter, by the network's names.
+
+    Returns:
+        The tensors by the names that a checkpoint's file has.
+    """
+    if expert.library == "timm":
+        return dict(values)
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = expert.model
+        model.save_pretrained(folder, state_dict={n: v.cpu() for n, v in values.items()})
+        files = sorted(Path(folder).glob("*.safetensors"))
+        return {name: value for file in files for name, value in load_file(file).items()}
+
+
+def _save(folder: Path, coded: Expert) -> None:
+    if coded.library == "transformers":
+        model: Any = coded.model
+        model.save_pretrained(folder)
+        coded.preprocessing.processor.save_pretrained(folder)
+        return
+    config = json.dumps(coded.config, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    # Tied weights share memory, which safetensors refuses to write.
+    state = {name: value.cpu().clone() for name, value in coded.model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

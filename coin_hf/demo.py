@@ -7,7 +7,7 @@ import copy
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,13 +141,19 @@ def make_digits(folder: Path) -> None:
         data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
-def make_experts(digits: Path, folder: Path, architecture: str = ARCHITECTURE) -> None:
-    """Train a shared start on all digits, then one expert for the low and one for the high ones.
+def make_experts(
+    digits: Path,
+    folder: Path,
+    architecture: str = ARCHITECTURE,
+    groups: Mapping[str, Sequence[int]] = LABELS,
+) -> None:
+    """Train a shared start on all digits, then one expert for each group of them.
 
     Args:
         digits: The dataset folder.
         folder: Where the experts go, each a timm repository.
         architecture: timm's name of their architecture.
+        groups: The digits of each expert, by its name.
     """
     data = datasets.load_dataset("parquet", data_dir=str(digits), split="train")
     # A fork keeps the caller's random state; the seed makes the experts the same every time.
@@ -161,7 +167,7 @@ def make_experts(digits: Path, folder: Path, architecture: str = ARCHITECTURE) -
         y = torch.tensor(data["label"][:])
         _train(start.train(), x, y, "shared start", START)
         start.reset_classifier(10)
-        for name, labels in LABELS.items():
+        for name, labels in groups.items():
             mine = torch.isin(y, torch.tensor(labels))
             expert = copy.deepcopy(start)
             # eval() freezes the BatchNorm statistics, as the paper advises: experts with

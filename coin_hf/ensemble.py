@@ -1,7 +1,7 @@
-"""The coded ensemble: coded model, code and, when asked for, the experts."""
+"""The coded ensemble: coded models, code and, when asked for, the experts."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from coin_hf.alignment import check_alignment
+from coin_hf.betas import written
+from coin_hf.coded import as_stored, save_coded
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.experts import FILES, Expert, load_expert
+from coin_hf.experts import Expert, load_expert
+from coin_hf.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
 from coin_hf.hub import fetch, pin
+from coin_hf.layout import CODED_FILES, coded_folder
 from coin_hf.outputs import call
 from coin_hf.records import recipe_of
 from coin_hf.repository import push_folder, read_repository, write_repository
 
 
 class CodedEnsemble:
-    """N experts, one coded model, and the code between them.
+    """N experts, M coded models, and the code between them.
 
-        fhat_i(x) = (f_c(x) - sum_{j != i} beta_j f_j(x)) / beta_i
+        fhat_i(x) = (f_c(x) - sum_{j != i} beta_j f_j(x)) / beta_i      one missing, M = 1
 
     Made by `coin_hf.encode`, or read back by `from_pretrained`.
 
@@ -33,36 +37,44 @@ class CodedEnsemble:
 
     def __init__(
         self,
-        coded: Expert,
+        coded: Sequence[Expert],
         code: ErasureCode,
         coin: dict[str, Any],
         result: dict[str, Any],
         experts: Sequence[Expert] | None = None,
+        fishers: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Hold what was made or read; use `encode` or `from_pretrained` to get one.
 
         Args:
-            coded: The coded model, with its preprocessing and label names.
+            coded: The M coded models, with their preprocessing and label names.
             code: The erasure code.
             coin: The content of `coin.json`.
             result: The content of `result.json`.
             experts: The experts, in order, if loaded.
+            fishers: The experts' Fishers, to be saved with the coded models.
         """
-        self.coded = coded
+        self.coded_models = tuple(coded)
         self.code = code
         self.coin = coin
         self.result = result
         self.experts = None if experts is None else tuple(experts)
+        self.fishers = fishers
 
     def __repr__(self) -> str:
         """Name the experts."""
         names = ", ".join(expert["name"] for expert in self.coin["experts"])
         loaded = "loaded" if self.experts else "not loaded"
-        return f"CodedEnsemble({names}; betas={list(self.code.betas)}; experts {loaded})"
+        return f"CodedEnsemble({names}; betas={written(self.code.rows)}; experts {loaded})"
+
+    @property
+    def coded(self) -> Expert:
+        """The first coded model: the one that plain loaders find in its repository."""
+        return self.coded_models[0]
 
     @property
     def model(self) -> nn.Module:
-        """The coded network."""
+        """The network of the first coded model."""
         return self.coded.model
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
@@ -70,48 +82,110 @@ class CodedEnsemble:
         return self.coded.preprocessing(image)
 
     def to(self, device: torch.device | str) -> "CodedEnsemble":
-        """Move coded model and experts to a device and return the ensemble."""
-        for expert in (self.coded, *(self.experts or ())):
+        """Move coded models and experts to a device and return the ensemble."""
+        for expert in (*self.coded_models, *(self.experts or ())):
             expert.model.to(device)
         return self
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, missing: Sequence[int] = ()) -> list[Tensor]:
-        """Answer for all experts, without running the missing one.
+    def __call__(
+        self, x: Tensor, missing: Sequence[int] = (), *, coded: Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Answer for all experts, without running the missing ones.
 
         Args:
             x: Preprocessed images, shape (B, C, H, W), on the networks' device.
-            missing: Numbers of the experts that do not answer; at most one.
+            missing: Numbers of the experts that do not answer, at most M.
+            coded: Numbers of the coded models to run, at least as many as are missing; by default
+                all, and answers that are more than needed are weighted by their quality.
 
         Returns:
-            N tensors of logits (B, K), the missing one's decoded. With nothing missing the coded
-            model is not run.
+            N tensors of logits (B, K), the missing ones' decoded. With nothing missing no coded
+            model is run.
 
         Raises:
             InputError: If the experts were not loaded.
             ValueError: If a number is out of range or more experts are missing than coded models
                 can replace.
         """
+        experts = self._loaded()
+        n, m = len(experts), len(self.coded_models)
+        there = range(m) if coded is None else sorted(set(coded))
+        for what, numbers, size in (("expert", missing, n), ("coded model", there, m)):
+            for number in numbers:
+                if not 0 <= number < size:
+                    raise ValueError(
+                        f"there is no {what} {number}: they are numbered 0 to {size - 1}"
+                    )
+        if len(set(missing)) > len(there):
+            few = "one coded model replaces one"
+            if len(there) != 1:
+                few = f"{len(there)} coded models replace {len(there)}"
+            raise ValueError(f"experts {sorted(set(missing))} are missing, but {few}")
+        x = x.to(next(self.model.parameters()).dtype)  # transforms know no half precision
+        answers = {i: call(expert.model, x) for i, expert in enumerate(experts) if i not in missing}
+        answers |= self.code.decode(answers, self._coded_answers(x, there) if missing else {})
+        return [answers[i] for i in range(n)]
+
+    @torch.no_grad()
+    def suspect(self, x: Tensor) -> Tensor:
+        """Run all experts and coded models, and check the answers against each other.
+
+        Args:
+            x: Preprocessed images, shape (B, C, H, W), on the networks' device.
+
+        Returns:
+            Shape (B,): true where the parity residual lies above the threshold calibrated on the
+            samples, so that some expert's (or coded model's) answer is corrupted, unknown whose.
+
+        Raises:
+            InputError: If the experts were not loaded, or the coded models not calibrated.
+        """
+        experts = self._loaded()
+        calibration = self.coin.get("calibration")
+        if calibration is None:
+            raise InputError(
+                "this coded model has no calibrated threshold, it was re-coded without data: run "
+                "`coin-hf evaluate FOLDER --save` on it"
+            )
+        x = x.to(next(self.model.parameters()).dtype)
+        answers = {i: call(expert.model, x) for i, expert in enumerate(experts)}
+        coded = self._coded_answers(x, range(len(self.coded_models)))
+        return self.code.residual(answers, coded) > calibration["threshold"]
+
+    def _loaded(self) -> tuple[Expert, ...]:
         if self.experts is None:
             raise InputError(
                 "the experts are not loaded: use from_pretrained(..., experts=True), or decode "
                 "answers you already have with `ensemble.code.decode`"
             )
-        n = len(self.experts)
-        for i in missing:
-            if not 0 <= i < n:
-                raise ValueError(f"there is no expert {i}: they are numbered 0 to {n - 1}")
-        if len(set(missing)) > 1:
-            raise ValueError(
-                f"experts {sorted(set(missing))} are missing, but one coded model replaces one"
+        return self.experts
+
+    def _coded_answers(self, x: Tensor, numbers: Iterable[int]) -> dict[int, Tensor]:
+        return {c: call(self.coded_models[c].model, x) for c in numbers}
+
+    def _write(self, folder: Path) -> None:
+        """Write what `write_repository` leaves to us: the networks, and Fishers if kept."""
+        save_coded(folder, self.coded_models)
+        for expert, block, fisher in zip(
+            self.experts or (), self.coin["experts"], self.fishers or (), strict=False
+        ):
+            metadata = fisher_metadata(
+                model=block["model"],
+                revision=block["revision"],
+                draws=draws_of(self.coin),
+                estimator=self.coin["fisher"],
+                versions=self.coin["versions"],
+                tied=expert.tied,
             )
-        x = x.to(next(self.model.parameters()).dtype)  # transforms know no half precision
-        answers = {
-            i: call(expert.model, x) for i, expert in enumerate(self.experts) if i not in missing
-        }
-        coded = {0: call(self.model, x)} if missing else {}
-        answers |= self.code.decode(answers, coded)
-        return [answers[i] for i in range(n)]
+            write_fisher(folder / fisher_path(expert.name), as_stored(expert, fisher), metadata)
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """What `coin.json` will say: Fishers that are not at hand are not saved."""
+        if self.fishers:
+            return self.coin
+        return {**self.coin, "fisher": {**self.coin["fisher"], "save": False}}
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the coded repository: weights, `coin.json`, `result.json`, card and figure.
@@ -126,7 +200,7 @@ class CodedEnsemble:
         Raises:
             InputError: If the folder is in use, or the disk is full.
         """
-        write_repository(Path(folder), self.coded, self.coin, self.result, overwrite=overwrite)
+        write_repository(Path(folder), self._write, self._record, self.result, overwrite=overwrite)
 
     def push_to_hub(
         self,
@@ -156,7 +230,7 @@ class CodedEnsemble:
         """
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "coded"
-            write_repository(folder, self.coded, self.coin, self.result, overwrite=False)
+            write_repository(folder, self._write, self._record, self.result, overwrite=False)
             return push_folder(
                 folder,
                 repo_id,
@@ -192,14 +266,23 @@ class CodedEnsemble:
             InputError: If it, or an expert, cannot be found or read, or does not fit.
         """
         repo = str(repo_or_path)
-        folder = fetch(repo, pin(repo, revision), [*FILES, "*.json", "*.png"])
+        folder = fetch(repo, pin(repo, revision), CODED_FILES)
         coin, result = read_repository(folder, repo)
-        code = ErasureCode(recipe_of(coin).coding_weights)
-        coded = load_expert(str(folder), library=coin["library"], device=device, name="coded model")
+        losses = (coin.get("calibration") or {}).get("losses")
+        code = ErasureCode(recipe_of(coin).coding_weights, losses=losses)
+        coded = [
+            load_expert(
+                str(folder / coded_folder(c)),
+                library=coin["library"],
+                device=device,
+                name=f"coded model {c}" if c else "coded model",
+            )
+            for c in range(code.coded)
+        ]
         loaded = None
         if experts is not False:
             loaded = _load_experts(coin, experts, device)
-            check_alignment([coded, *loaded])
+        check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)
 
 

@@ -1,4 +1,4 @@
-"""Decode every single erasure over the test sets, and measure it beside its controls."""
+"""Decode every erasure over the test sets, and measure it beside its controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +12,11 @@ from tqdm import tqdm
 
 from coin_hf.erasure import ErasureCode
 from coin_hf.images import LabelledImages
+from coin_hf.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
 from coin_hf.metrics.nda import nda
 from coin_hf.outputs import call
+from coin_hf.patterns import erasure_patterns
 from coin_hf.preprocessing import Preprocessing
-
-OUTPUT_AVERAGE = "output average"
-"""Control: the exact sum_i beta_i f_i in place of a coded model; NDA 100 by construction."""
-NO_CODED_MODEL = "no coded model"
-"""Control: the beta-weighted answers that came, for the missing one; fhat_i = f_j for N = 2."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +30,17 @@ class Score:
     agreement: float
     """Share of inputs for which decoded and expert answer agree."""
     coding_loss: float | None
-    """Mean over inputs of ||f_c - sum_i beta_i f_i||^2, eq. (5); None where nothing is coded."""
+    """Mean over inputs and coded models of ||f_c - sum_i beta_ci f_i||^2, eq. (5); None where
+    nothing is coded."""
 
 
 @dataclass(frozen=True)
 class Erasure:
-    """One expert missing: its own accuracy and the score of each method in its place."""
+    """One missing expert, measured on its own test set: its accuracy and each method's score."""
 
     missing: str
+    beside: tuple[str, ...]
+    """The experts that are missing at the same time; all M coded models answer."""
     points: int
     """Test images."""
     expert_accuracy: float
@@ -49,40 +49,83 @@ class Erasure:
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain data."""
+        return {**asdict(self), "beside": list(self.beside)}
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How the parity check does on one expert's test set, with all experts answering."""
+
+    expert: str
+    points: int
+    false_alarms: float
+    """Share of intact answers that it takes for corrupted."""
+    noticed: float
+    """Share that it notices where this expert's logits are shifted by one class."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What one evaluation found."""
+
+    erasures: list[Erasure]
+    """One entry for each pattern and expert missing in it: single erasures first, in order."""
+    patterns: int
+    """How many patterns were measured."""
+    possible: int
+    """How many there are: beyond 256 a sample is measured."""
+    detections: list[Detection]
+    """One entry for each expert; empty without a threshold."""
+
+
 def decode_missing(
-    missing: int, experts: Sequence[Tensor], coded: Mapping[str, Tensor], code: ErasureCode
-) -> dict[str, Tensor]:
-    """Answer for one missing expert by each coded answer and by the two controls.
+    missing: Sequence[int],
+    experts: Sequence[Tensor],
+    coded: Mapping[str, Sequence[Tensor]],
+    code: ErasureCode,
+) -> dict[str, dict[int, Tensor]]:
+    """Answer for the missing experts by each method's coded answers and by the two controls.
 
     It is computed in float64 and rounded once to the missing expert's dtype, so that what is
     measured is the coded model and no rounding of the code: the exact code keeps even ties.
 
     Args:
-        missing: The expert's number i.
-        experts: The logits of all N experts, each (B, K); the missing one's serve the control
-            `OUTPUT_AVERAGE` alone.
-        coded: Logits (B, K) of each coded model, by the method that made it.
+        missing: The experts' numbers.
+        experts: The logits of all N experts, each (B, K); those of the missing ones serve the
+            control `OUTPUT_AVERAGE` alone.
+        coded: Logits (B, K) of the M coded models, by the method that made them.
         code: The erasure code.
 
     Returns:
-        fhat_i, shape (B, K), by method.
+        fhat_i, shape (B, K), by method and by i; without `NO_CODED_MODEL` where no expert is left.
     """
     wide = [logits.double() for logits in experts]
-    there = {j: logits for j, logits in enumerate(wide) if j != missing}
-    answers = {name: code.decode(there, {0: c.double()})[missing] for name, c in coded.items()}
-    answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))[missing]
-    share = sum(code.betas[j] for j in there)
-    weighted = [(code.betas[j] / share) * logits for j, logits in there.items()]
-    answers[NO_CODED_MODEL] = torch.stack(weighted).sum(0)
-    return {name: answer.to(experts[missing].dtype) for name, answer in answers.items()}
+    there = {j: logits for j, logits in enumerate(wide) if j not in missing}
+    answers = {
+        name: code.decode(there, {m: logits.double() for m, logits in enumerate(c)})
+        for name, c in coded.items()
+    }
+    answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))
+    if there:
+        # The mean over the coded models: what an average of those present comes to.
+        betas = [sum(column) / code.coded for column in zip(*code.rows, strict=True)]
+        share = sum(betas[j] for j in there)
+        weighted = [(betas[j] / share) * logits for j, logits in there.items()]
+        answers[NO_CODED_MODEL] = dict.fromkeys(missing, torch.stack(weighted).sum(0))
+    return {
+        name: {i: logits.to(experts[i].dtype) for i, logits in answer.items()}
+        for name, answer in answers.items()
+    }
 
 
-def coding_errors(experts: Sequence[Tensor], coded: Tensor, code: ErasureCode) -> Tensor:
-    """Return ||f_c(x) - sum_i beta_i f_i(x)||^2 for each input, float64, shape (B,)."""
-    return (coded.double() - code.encode([f.double() for f in experts])[0]).square().sum(1)
+def coding_errors(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureCode) -> Tensor:
+    """Return ||f_c(x) - sum_i beta_ci f_i(x)||^2 by coded model and input, float64, (M, B)."""
+    targets = code.encode([f.double() for f in experts])
+    return torch.stack([(c.double() - targets[m]).square().sum(1) for m, c in enumerate(coded)])
 
 
 def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor | None) -> Score:
@@ -92,7 +135,7 @@ def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor
         answers: Predicted classes of the decoded outputs, shape (n,).
         expert: Predicted classes of the expert itself, shape (n,).
         labels: True classes, shape (n,), or None.
-        errors: Squared coding errors, shape (n,), or None.
+        errors: Squared coding errors, shape (M, n) or (n,), or None.
 
     Returns:
         The score; without labels its NDA and accuracy are None.
@@ -113,7 +156,7 @@ def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor
 @torch.no_grad()
 def evaluate_erasures(
     experts: Mapping[str, nn.Module],
-    coded: Mapping[str, nn.Module],
+    coded: Mapping[str, Sequence[nn.Module]],
     code: ErasureCode,
     test_sets: Sequence[LabelledImages],
     preprocessing: Preprocessing,
@@ -122,35 +165,41 @@ def evaluate_erasures(
     limit: int | None,
     seed: int,
     accelerator: Accelerator,
+    threshold: float | None = None,
     progress: bool = False,
-) -> list[Erasure]:
-    """Measure every single erasure on the missing expert's own test set.
+) -> Measurement:
+    """Measure every erasure of up to M experts, each missing expert on its own test set.
 
     Batches are shared out among the processes and every image counts once.
 
     Args:
         experts: The N experts by name, in eval mode, on this process's device.
-        coded: Coded models by the method that made them.
-        code: The erasure code.
+        coded: The M coded models by the method that made them; the first method is checked for
+            detection.
+        code: The erasure code; all methods are decoded with its weights.
         test_sets: One for each expert.
         preprocessing: The experts' common preprocessing.
         batch_size: Images in one forward pass.
         limit: At most this many images of each test set.
-        seed: Seed of their draw.
+        seed: Seed of their draw, and of that of the patterns.
         accelerator: The processes.
+        threshold: Parity residual above which answers count as corrupted.
         progress: Show a bar on stderr, in the main process.
 
     Returns:
-        One entry for each expert, in order, the same in every process.
+        The measurement, the same in every process.
     """
-    erasures = []
     dtype = next(next(iter(experts.values())).parameters()).dtype
+    patterns, possible = erasure_patterns(len(experts), code.coded, seed=seed)
     shard = (accelerator.process_index, accelerator.num_processes)
+    names = list(experts)
+    found: dict[tuple[int, ...], dict[int, Erasure]] = {pattern: {} for pattern in patterns}
+    detections = []
     for i, (name, test_set) in enumerate(zip(experts, test_sets, strict=True)):
-        batches = test_set.batches(batch_size, limit=limit, seed=(seed, i), shard=shard)
-        parts: list[tuple[int, dict[str, Tensor], dict[str, Tensor]]] = []
+        mine = [pattern for pattern in patterns if i in pattern]
+        parts: list[tuple[int, dict[Any, Tensor]]] = []
         bar = tqdm(
-            batches,
+            test_set.batches(batch_size, limit=limit, seed=(seed, i), shard=shard),
             desc=f"decode '{name}'",
             unit="batch",
             disable=not (progress and accelerator.is_main_process),
@@ -159,30 +208,60 @@ def evaluate_erasures(
             images = torch.stack([preprocessing(row.image) for row in rows])  # (B, C, H, W)
             x = images.to(accelerator.device, dtype)
             f = [call(model, x).cpu() for model in experts.values()]
-            c = {method: call(model, x).cpu() for method, model in coded.items()}
-            answers = {
-                method: logits.argmax(1) for method, logits in decode_missing(i, f, c, code).items()
-            }
-            answers["expert"] = f[i].argmax(1)
-            answers["labels"] = torch.tensor([row.truth for row in rows])
-            c[OUTPUT_AVERAGE] = code.encode([logits.double() for logits in f])[0]
-            errors = {method: coding_errors(f, logits, code) for method, logits in c.items()}
-            parts.append((number, answers, errors))
+            c = {key: [call(model, x).cpu() for model in models] for key, models in coded.items()}
+            part = _measure(i, mine, f, c, code, threshold)
+            part["labels"] = torch.tensor([row.truth for row in rows])
+            parts.append((number, part))
         if accelerator.num_processes > 1:
             parts = gather_object(parts)
         parts.sort(key=lambda part: part[0])
-        pooled = {key: torch.cat([part[1][key] for part in parts]) for key in parts[0][1]}
-        losses = {key: torch.cat([part[2][key] for part in parts]) for key in parts[0][2]}
-        own, labels = pooled.pop("expert"), pooled.pop("labels")
-        erasures.append(
-            Erasure(
+        pooled = {key: torch.cat([p[key] for _, p in parts], dim=-1) for key in parts[0][1]}
+        own, labels = pooled["expert"], pooled["labels"]
+        for pattern in mine:
+            methods = [
+                m for m in (*coded, OUTPUT_AVERAGE, NO_CODED_MODEL) if (pattern, m) in pooled
+            ]
+            found[pattern][i] = Erasure(
                 missing=name,
+                beside=tuple(names[j] for j in pattern if j != i),
                 points=len(labels),
                 expert_accuracy=(own == labels).double().mean().item(),
                 scores={
-                    method: score(predicted, own, labels, losses.get(method))
-                    for method, predicted in pooled.items()
+                    m: score(pooled[pattern, m], own, labels, pooled.get(("errors", m)))
+                    for m in methods
                 },
             )
-        )
-    return erasures
+        if threshold is not None:
+            alarms, noticed = pooled["alarms"].double(), pooled["noticed"].double()
+            detections.append(
+                Detection(name, len(labels), alarms.mean().item(), noticed.mean().item())
+            )
+    erasures = [erasure for each in found.values() for erasure in each.values()]
+    return Measurement(erasures, len(patterns), possible, detections)
+
+
+def _measure(
+    i: int,
+    patterns: Sequence[tuple[int, ...]],
+    experts: Sequence[Tensor],
+    coded: Mapping[str, Sequence[Tensor]],
+    code: ErasureCode,
+    threshold: float | None,
+) -> dict[Any, Tensor]:
+    """Measure one batch of expert i's test set: predicted classes, squared errors, alarms.
+
+    The last axis of each tensor is the batch.
+    """
+    found: dict[Any, Tensor] = {"expert": experts[i].argmax(1)}
+    for pattern in patterns:
+        for method, answers in decode_missing(pattern, experts, coded, code).items():
+            found[pattern, method] = answers[i].argmax(1)
+    exact = list(code.encode([logits.double() for logits in experts]).values())
+    for method, c in (*coded.items(), (OUTPUT_AVERAGE, exact)):
+        found["errors", method] = coding_errors(experts, c, code)
+    if threshold is not None:
+        answers, first = dict(enumerate(experts)), dict(enumerate(next(iter(coded.values()))))
+        found["alarms"] = code.residual(answers, first) > threshold
+        answers[i] = experts[i].roll(1, dims=1)
+        found["noticed"] = code.residual(answers, first) > threshold
+    return found

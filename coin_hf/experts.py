@@ -14,19 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from yaml import YAMLError
 
+from coin_hf.configs import names_in
 from coin_hf.errors import InputError
 from coin_hf.hub import fetch, pin
+from coin_hf.layout import CHECKPOINT_FILES
 from coin_hf.preprocessing import Preprocessing, timm_preprocessing, transformers_preprocessing
 from coin_hf.recipe import Library
-
-FILES = [
-    "config.json",
-    "preprocessor_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "README.md",
-]
-"""What an expert's repository is read for; everything else stays on the Hub."""
 
 TIMM_OBJECTS = ("model_args", "pretrained_cfg")
 
@@ -66,6 +59,18 @@ class Expert:
         state = self.model.state_dict()
         return {name: value for name, value in state.items() if name not in parameters}
 
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names of parameters that are another one's tensor in the files too, with that one's name.
+
+        transformers stores such a tensor once.
+        """
+        if self.library == "transformers":
+            return {}
+        first = {id(value): name for name, value in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name: first[id(value)] for name, value in every if first[id(value)] != name}
+
 
 def load_expert(
     repo_or_path: str,
@@ -95,7 +100,7 @@ def load_expert(
     """
     name = name or Path(repo_or_path).name
     sha = pin(repo_or_path, revision)
-    folder = fetch(repo_or_path, sha, FILES)
+    folder = fetch(repo_or_path, sha, CHECKPOINT_FILES)
     config = _config(folder, name)
     if library == "auto":
         library = "timm" if "architecture" in config else "transformers"
@@ -189,16 +194,13 @@ def _timm(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
     if dtypes := {value.dtype for value in state.values() if value.dtype.is_floating_point}:
         model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
     _fit(model, state, name)
-    labels = config.get("label_names")
-    if not isinstance(labels, list) or len(labels) != model.num_classes:
-        labels = None
     channels = model_args.get("in_chans") or model.pretrained_cfg["input_size"][0]
     return {
         "architecture": {"architecture": architecture, **_function(model_args)},
         "model": model,
         "num_classes": int(model.num_classes),
         "preprocessing": timm_preprocessing(model.pretrained_cfg, _known_channels(channels, name)),
-        "label_names": None if labels is None else tuple(map(str, labels)),
+        "label_names": names_in(config, "timm", int(model.num_classes)),
     }
 
 

@@ -1,7 +1,6 @@
 """The line from recipe to coded ensemble, readable top to bottom."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,23 +10,23 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from coin_hf.alignment import check_alignment, differing_statistics
+from coin_hf.betas import Rows
+from coin_hf.calibration import Calibration, calibrate
 from coin_hf.coded import build_coded, load
 from coin_hf.coders import average, average_buffers, fisher_average
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.evaluation import Erasure, evaluate_erasures
-from coin_hf.experts import Expert, load_expert
-from coin_hf.fisher import diagonal_fisher, resolve_estimator
+from coin_hf.evaluation import Measurement, evaluate_erasures
+from coin_hf.experts import Expert
 from coin_hf.hub import pin
 from coin_hf.images import LabelledImages
 from coin_hf.outputs import logits_of
+from coin_hf.preparation import compute_fishers, draw, load_experts, open_tests
 from coin_hf.recipe import Recipe
 from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
-from coin_hf.samples import Samples, draw_samples
-from coin_hf.selection import LAM_CANDIDATES, Choice, choose
-from coin_hf.work import WorkFolder
+from coin_hf.samples import Samples
+from coin_hf.selection import LAM_CANDIDATES, choose
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -55,9 +54,9 @@ def resolve(recipe: Recipe) -> Recipe:
 def encode(
     recipe: Recipe, *, progress: bool = False, resume: str | Path | None = None
 ) -> CodedEnsemble:
-    """Make a coded model from experts, and measure it.
+    """Make coded models from experts, and measure them.
 
-    Recipe -> experts -> samples -> Fisher -> lambda -> coded model -> every erasure decoded. Under
+    Recipe -> experts -> samples -> Fisher -> lambda -> coded models -> every erasure decoded. Under
     `accelerate launch` or `torchrun` the Fisher and all forward passes are shared out among the
     processes; the result is the same in each.
 
@@ -81,34 +80,47 @@ def encode(
     """
     accelerator, seconds = Accelerator(), dict[str, float]()
     recipe = resolve(recipe)
-    code = ErasureCode(recipe.coding_weights)
+    rows = ErasureCode(recipe.coding_weights).rows
     with _timed(seconds, "load"):
-        experts = _load_experts(recipe, accelerator)
-        samples = _draw(recipe, experts, accelerator)
-        test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
+        experts = load_experts(recipe, accelerator)
+        samples = draw(recipe, experts[0], accelerator)
+        test_sets = open_tests(recipe, experts, accelerator)
     fitting, choosing = samples.split(recipe.samples.held_out)
     with _timed(seconds, "fisher"):
         folder = None if resume is None else Path(resume)
-        fishers = _fishers(recipe, experts, fitting, accelerator, progress, folder)
+        fishers = compute_fishers(recipe, experts, fitting, accelerator, progress, folder)
     thetas = [expert.parameters for expert in experts]
-    buffers = average_buffers([expert.buffers for expert in experts], betas=code.betas)
 
-    def coin(lam: float) -> dict[str, Tensor]:
-        return fisher_average(thetas, fishers, betas=code.betas, lam=lam)
+    def coin(lam: float) -> list[dict[str, Tensor]]:
+        return [fisher_average(thetas, fishers, betas=row, lam=lam) for row in rows]
 
-    coded = build_coded(experts, coin(LAM_CANDIDATES[0]), buffers)
+    coded = _build(experts, coin(LAM_CANDIDATES[0]), rows)
     choice = None
-    if recipe.lam == "auto":
-        with _timed(seconds, "choice"):
-            choice = _choose_lam(coin, coded, experts, choosing, recipe, code, accelerator)
-    lam = choice.value if choice else float(recipe.lam)
-    load(coded.model, coin(lam), buffers)
+    with _timed(seconds, "choice"):
+        logits = _on_samples(choosing, recipe, accelerator)
+        expert_logits = [logits(expert.model) for expert in experts]
+        if recipe.lam == "auto":
+
+            def coded_logits(lam: float) -> list[Tensor]:
+                _load_all(coded, coin(lam))
+                return [logits(each.model) for each in coded]
+
+            own, code = _own(recipe, choosing), ErasureCode(rows)
+            choice = choose(LAM_CANDIDATES, coded_logits, expert_logits, choosing, code, own=own)
+        lam = choice.value if choice else float(recipe.lam)
+        _load_all(coded, coin(lam))
+        finished = [logits(each.model) for each in coded]
+        calibration = calibrate(expert_logits, finished, ErasureCode(rows))
+    code = ErasureCode(rows, losses=calibration.losses)
     with _timed(seconds, "evaluation"):
-        erasures = _evaluate(recipe, coded, experts, test_sets, code, accelerator, progress)
-    record = coin_record(recipe, experts, samples, lam)
+        measurement = _evaluate(
+            recipe, coded, experts, test_sets, code, calibration.threshold, accelerator, progress
+        )
+    record = coin_record(recipe, experts, samples, lam, calibration)
     run = {**_machine(accelerator), "seconds": seconds}
-    result = result_record(record, experts, choice, erasures, run)
-    return CodedEnsemble(coded, code, record, result, experts)
+    result = result_record(record, experts, choice, measurement, run)
+    kept = fishers if recipe.fisher.save else None
+    return CodedEnsemble(coded, code, record, result, experts, kept)
 
 
 def evaluate(
@@ -141,17 +153,30 @@ def evaluate(
         )
     recipe = _with_other_data(recipe_of(ensemble.coin), overrides)
     experts = ensemble.experts or ()
-    test_sets = _open(recipe, experts, accelerator, recipe.evaluation.split)
+    test_sets = open_tests(recipe, experts, accelerator)
+    calibration = (
+        ensemble.coin.get("calibration") or _calibrate(ensemble, recipe, accelerator).dump()
+    )
+    code = ErasureCode(ensemble.code.rows, losses=calibration["losses"])
+    threshold = calibration["threshold"]
     with _timed(seconds, "evaluation"):
-        erasures = _evaluate(
-            recipe, ensemble.coded, experts, test_sets, ensemble.code, accelerator, progress
+        measurement = _evaluate(
+            recipe,
+            ensemble.coded_models,
+            experts,
+            test_sets,
+            code,
+            threshold,
+            accelerator,
+            progress,
         )
     said = recipe.dump()
     return {
         **ensemble.result,
         "datasets": said["datasets"],
         "evaluation": said["evaluation"],
-        **measured(erasures),
+        **measured(measurement),
+        "calibration": calibration,
         "run": {**_machine(accelerator), "seconds": seconds, "versions": environment()},
     }
 
@@ -181,143 +206,77 @@ def _pin_datasets(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"datasets": datasets})
 
 
-def _load_experts(recipe: Recipe, accelerator: Accelerator) -> list[Expert]:
-    """Load and compare the experts; the main process downloads first."""
-    with accelerator.main_process_first():
-        experts = [
-            load_expert(
-                block.model,
-                revision=block.revision,
-                library=block.library,
-                device=accelerator.device,
-                name=block.label,
-            )
-            for block in recipe.experts
-        ]
-    check_alignment(experts)
-    differing = differing_statistics(experts)
-    if differing:
-        warnings.warn(
-            f"the experts' statistics differ in {len(differing)} buffers (first: {differing[0]}) "
-            "and are averaged, which costs accuracy: freeze BatchNorm when fine-tuning, as "
-            "arXiv:2409.01420 does",
-            stacklevel=3,
-        )
-    return experts
+def _build(
+    experts: Sequence[Expert], thetas: Sequence[dict[str, Tensor]], rows: Rows
+) -> list[Expert]:
+    """Make the coded networks from their parameters; each row averages the buffers."""
+    buffers = [expert.buffers for expert in experts]
+    return [
+        build_coded(experts, theta, average_buffers(buffers, betas=row), number=c)
+        for c, (theta, row) in enumerate(zip(thetas, rows, strict=True))
+    ]
 
 
-def _open(
-    recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator, split: str | None
-) -> list[LabelledImages]:
-    """Open each expert's dataset: the given split, or the one its samples come from."""
-    with accelerator.main_process_first():
-        opened = [
-            LabelledImages(
-                block.dataset,
-                recipe.datasets[block.dataset],
-                split or recipe.datasets[block.dataset].split,
-                expert.num_classes,
-            )
-            for block, expert in zip(recipe.experts, experts, strict=True)
-        ]
-    if split is not None:
-        for images in opened:
-            images.check_usable_for_tests()
-    return opened
+def _load_all(coded: Sequence[Expert], thetas: Sequence[dict[str, Tensor]]) -> None:
+    for each, theta in zip(coded, thetas, strict=True):
+        load(each.model, theta, {})
 
 
-def _draw(recipe: Recipe, experts: Sequence[Expert], accelerator: Accelerator) -> Samples:
-    return draw_samples(
-        _open(recipe, experts, accelerator, None),
-        experts[0].preprocessing,
-        per_expert=recipe.samples.per_expert,
-        seed=recipe.samples.seed,
-    )
-
-
-def _fishers(
-    recipe: Recipe,
-    experts: Sequence[Expert],
-    samples: Samples,
-    accelerator: Accelerator,
-    progress: bool,
-    resume: Path | None,
-) -> list[dict[str, Tensor]]:
-    """Every expert's Fisher on all samples."""
-    wanted, classes = recipe.fisher, experts[0].num_classes
-    if wanted.estimator == "auto" and resolve_estimator(classes) == "probe":
-        warnings.warn(
-            f"the Fisher of {classes} classes is estimated with {wanted.probes} random probes for "
-            "each sample: set fisher.probes for more, or fisher.estimator to exact",
-            stacklevel=3,
-        )
-    work = None
-    if resume is not None:
-        with accelerator.main_process_first():
-            work = WorkFolder(resume, recipe.dump())
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    fishers = []
-    for i, expert in enumerate(experts):
-        try:
-            fisher = diagonal_fisher(
-                expert.model,
-                samples.inputs.to(next(expert.model.parameters()).dtype),
-                estimator=wanted.estimator,
-                probes=wanted.probes,
-                batch_size=wanted.batch_size,
-                seed=recipe.samples.seed,
-                accelerator=accelerator,
-                progress=progress,
-                checkpoint=None if work is None else work.fisher(i, **place),
-            )
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"expert '{expert.name}': {error}") from error
-        fishers.append(fisher)
-    return fishers
-
-
-def _choose_lam(
-    coin: Callable[[float], dict[str, Tensor]],
-    coded: Expert,
-    experts: Sequence[Expert],
-    samples: Samples,
-    recipe: Recipe,
-    code: ErasureCode,
-    accelerator: Accelerator,
-) -> Choice:
-    """Try every lambda on the samples: one forward for each, the experts' logits only once."""
+def _on_samples(
+    samples: Samples, recipe: Recipe, accelerator: Accelerator
+) -> Callable[[nn.Module], Tensor]:
+    """Return what gives a network's logits (P, K) on the samples."""
 
     def logits(model: nn.Module) -> Tensor:
         inputs = samples.inputs.to(next(model.parameters()).dtype)
         batch_size = recipe.evaluation.batch_size
         return logits_of(model, inputs, batch_size=batch_size, accelerator=accelerator)
 
-    def coded_logits(lam: float) -> Tensor:
-        load(coded.model, coin(lam), {})
-        return logits(coded.model)
+    return logits
 
-    expert_logits = [logits(expert.model) for expert in experts]
-    return choose(LAM_CANDIDATES, coded_logits, expert_logits, samples, code)
+
+def _own(recipe: Recipe, samples: Samples) -> list[Tensor]:
+    """For each expert mark the samples it is judged on: its own draw, or what is nearest to it."""
+    names, keys = list(recipe.draws), list(recipe.draws.values())
+    marks = []
+    for block in recipe.experts:
+        draws = [k for k, name in enumerate(names) if name == block.label]
+        draws = draws or [k for k, key in enumerate(keys) if key == block.dataset]
+        marks.append(torch.isin(samples.sources, torch.tensor(draws or range(len(names)))))
+    return marks
+
+
+def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, accelerator: Accelerator) -> Calibration:
+    """Calibrate a re-coded ensemble on the samples its experts' Fishers were taken on."""
+    experts = ensemble.experts or ()
+    samples = draw(recipe, experts[0], accelerator).split(recipe.samples.held_out)[1]
+    logits = _on_samples(samples, recipe, accelerator)
+    return calibrate(
+        [logits(expert.model) for expert in experts],
+        [logits(coded.model) for coded in ensemble.coded_models],
+        ensemble.code,
+    )
 
 
 def _evaluate(
     recipe: Recipe,
-    coded: Expert,
+    coded: Sequence[Expert],
     experts: Sequence[Expert],
     test_sets: Sequence[LabelledImages],
     code: ErasureCode,
+    threshold: float,
     accelerator: Accelerator,
     progress: bool,
-) -> list[Erasure]:
-    """Measure the coded model, plain averaging beside it, and the controls."""
-    theta = average([expert.parameters for expert in experts], betas=code.betas)
-    buffers = average_buffers([expert.buffers for expert in experts], betas=code.betas)
-    averaged = build_coded(experts, theta, buffers)
+) -> Measurement:
+    """Measure the coded models, plain averaging beside them, and the controls."""
+    thetas = [expert.parameters for expert in experts]
+    averaged = _build(experts, [average(thetas, betas=row) for row in code.rows], code.rows)
     return evaluate_erasures(
         {expert.name: expert.model for expert in experts},
-        {recipe.coder: coded.model, "averaging": averaged.model},
+        {
+            recipe.coder: [each.model for each in coded],
+            "averaging": [each.model for each in averaged],
+        },
         code,
         test_sets,
         experts[0].preprocessing,
@@ -325,6 +284,7 @@ def _evaluate(
         limit=recipe.evaluation.limit,
         seed=recipe.samples.seed,
         accelerator=accelerator,
+        threshold=threshold,
         progress=progress,
     )
 

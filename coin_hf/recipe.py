@@ -1,5 +1,6 @@
 """The recipe: a YAML file, validated, frozen, with every default filled in."""
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,18 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
+    Tag,
     ValidationError,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from coin_hf.betas import check_betas
+from coin_hf.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError
 
 Library = Literal["auto", "timm", "transformers"]
@@ -32,6 +36,18 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+
+
+def _shape(betas: Any) -> str:
+    """Tell one row of betas from several, so that mistakes are reported for the one meant."""
+    several = isinstance(betas, list | tuple) and betas and isinstance(betas[0], list | tuple)
+    return "rows" if several else "row"
+
+
+Row = tuple[Number, ...]
+Weights = Annotated[
+    Annotated[Row, Tag("row")] | Annotated[tuple[Row, ...], Tag("rows")], Discriminator(_shape)
+]
 
 
 class _Block(BaseModel):
@@ -90,6 +106,10 @@ class SamplesBlock(_Block):
     """Seed of the draw."""
     held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
+    draws: dict[str, str] | None = Field(default=None, min_length=1)
+    """What the samples are drawn from, `name: dataset`, P' rows each, in order; by default one draw
+    for each expert, under its name and from its dataset. Re-coding keeps the draws as they are
+    when experts join or leave."""
 
 
 class FisherBlock(_Block):
@@ -101,6 +121,9 @@ class FisherBlock(_Block):
     """Random directions of the logits for each sample; used by `probe` only."""
     batch_size: Annotated[StrictInt, Field(ge=1)] | None = None
     """Samples in one pass; by default what fits in memory."""
+    save: StrictBool | Literal["half"] = False
+    """Save the experts' Fishers with the coded model, so that `coin-hf recode` can change it
+    without data; `half` saves them in 16 bits and also codes with what is saved."""
 
 
 class EvaluationBlock(_Block):
@@ -129,6 +152,44 @@ class HubBlock(_Block):
     """First line of the commit."""
 
 
+class FisherRecipe(_Block):
+    """What one expert's Fisher is computed from, where it is computed alone."""
+
+    datasets: dict[str, DatasetBlock] = Field(min_length=1)
+    """The datasets the samples are drawn from, by a name of your choice."""
+    samples: SamplesBlock = SamplesBlock()
+    """The unlabeled inputs."""
+    fisher: FisherBlock = FisherBlock()
+    """Exact or estimated, how many samples at once, and in which precision it is saved."""
+
+    @property
+    def draws(self) -> dict[str, str]:
+        """The samples' draws: the dataset of each, by name."""
+        return self.samples.draws or {key: key for key in self.datasets}
+
+    @classmethod
+    def make(cls, data: Mapping[str, Any], overrides: Sequence[str] = ()) -> "FisherRecipe":
+        """Validate one held as plain data.
+
+        Args:
+            data: Its keys.
+            overrides: `key.path=value` strings applied to it.
+
+        Returns:
+            The recipe, defaults filled in.
+
+        Raises:
+            InputError: If a key is unknown, missing or has a bad value; all are listed.
+        """
+        changed = copy.deepcopy(dict(data))
+        for override in overrides:
+            _apply(changed, override)
+        try:
+            return cls.model_validate(changed)
+        except ValidationError as error:
+            raise InputError("; ".join(_sentences(error, changed))) from error
+
+
 class Recipe(_Block):
     """Everything that decides a coded model.
 
@@ -139,16 +200,20 @@ class Recipe(_Block):
     """The experts, in order; at least two."""
     datasets: dict[str, DatasetBlock] = Field(min_length=1)
     """The datasets of the experts, by a name of your choice."""
-    betas: tuple[Number, ...] | None = Field(default=None, validate_default=True)
-    """Coding weights, one for each expert, positive, summing to 1; by default all equal."""
+    betas: Weights | None = Field(default=None, validate_default=True)
+    """Coding weights, one for each expert, positive, summing to 1; by default all equal. For
+    several coded models one such list for each, all square parts of the matrix invertible."""
+    coded: Annotated[StrictInt, Field(ge=1)] | None = None
+    """How many coded models to make, instead of `betas`: their betas are designed so that errors
+    are amplified little, as `coin-hf code` shows them."""
     coder: Literal["coin"] = "coin"
     """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420."""
     lam: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """Penalty lambda; `auto` picks among 1e-5 ... 1 on the samples."""
+    """Penalty lambda, one for all coded models; `auto` picks among 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()
-    """Exact or estimated, and how many samples at once."""
+    """Exact or estimated, how many samples at once, and whether it is saved."""
     evaluation: EvaluationBlock = EvaluationBlock()
     """Where NDA is measured."""
     output: str | None = None
@@ -158,16 +223,37 @@ class Recipe(_Block):
 
     @model_validator(mode="before")
     @classmethod
-    def _equal_betas(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("betas") is None:
-            experts = data.get("experts")
-            if isinstance(experts, Sequence) and not isinstance(experts, str) and experts:
-                return {**data, "betas": [1 / len(experts)] * len(experts)}
-        return data
+    def _default_betas(cls, data: Any) -> Any:
+        """Fill in betas; once they are there, `coded` has been said and is dropped."""
+        if not isinstance(data, Mapping):
+            return data
+        experts, betas, coded = (data.get(key) for key in ("experts", "betas", "coded"))
+        if not isinstance(experts, Sequence) or isinstance(experts, str) or not experts:
+            return data
+        coded = 1 if coded is None else coded
+        if type(coded) is not int or coded < 1:
+            return data
+        rest = {key: value for key, value in data.items() if key not in ("betas", "coded")}
+        if betas is None:
+            if coded == 1 or len(experts) < 2:
+                return {**rest, "betas": [1 / len(experts)] * len(experts)}
+            from coin_hf.design import design  # plain recipes need no linear algebra
+
+            return {**rest, "betas": written(design(len(experts), coded))}
+        rows = len(betas) if _shape(betas) == "rows" else 1
+        if "coded" in data and data["coded"] is not None and rows != coded:
+            raise ValueError(
+                f"'coded' asks for {coded} coded models, but 'betas' has {rows} rows: leave one out"
+            )
+        return {**rest, "betas": betas}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         check_betas(self.coding_weights, len(self.experts))
+        if _shape(self.coding_weights) == "rows":
+            from coin_hf.amplification import check_code  # one coded model needs no linear algebra
+
+            check_code(rows_of(self.coding_weights))
         names = [expert.label for expert in self.experts]
         for name in names:
             if names.count(name) > 1:
@@ -181,6 +267,12 @@ class Recipe(_Block):
                     f"`datasets` holds {', '.join(self.datasets)}"
                     f"{_did_you_mean(expert.dataset, self.datasets)}"
                 )
+        for name, key in self.draws.items():
+            if key not in self.datasets:
+                raise ValueError(
+                    f"the draw '{name}' names the dataset '{key}', but `datasets` holds "
+                    f"{', '.join(self.datasets)}{_did_you_mean(key, self.datasets)}"
+                )
         for key, dataset in self.datasets.items():
             if dataset.split == self.evaluation.split:
                 raise ValueError(
@@ -190,11 +282,16 @@ class Recipe(_Block):
         return self
 
     @property
-    def coding_weights(self) -> tuple[float, ...]:
-        """The betas, shape (N,)."""
+    def coding_weights(self) -> Row | tuple[Row, ...]:
+        """The betas, shape (N,) for one coded model or (M, N)."""
         if self.betas is None:
             return (1 / len(self.experts),) * len(self.experts)
         return self.betas
+
+    @property
+    def draws(self) -> dict[str, str]:
+        """The samples' draws: the dataset of each, by name."""
+        return self.samples.draws or {expert.label: expert.dataset for expert in self.experts}
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":

@@ -3,32 +3,18 @@
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coin_hf.evaluation import Erasure
-from coin_hf.experts import Expert
-from coin_hf.fisher import resolve_estimator
 from coin_hf.hub import local_folder
+from coin_hf.layout import FORMAT
 from coin_hf.recipe import Recipe
-from coin_hf.samples import Samples
-from coin_hf.selection import Choice
 
-FORMAT = 1
-"""Version of coin.json and result.json; a reader refuses one it does not know."""
-
-COIN_KEYS = (
-    "library",
-    "coder",
-    "betas",
-    "lam",
-    "experts",
-    "datasets",
-    "samples",
-    "fisher",
-    "evaluation",
-)
-RESULT_KEYS = (*COIN_KEYS, "erasures", "mean_nda", "run")
-"""What a reader of coin.json and of result.json relies on."""
+if TYPE_CHECKING:  # re-coding writes records too, and has no need of what loads and runs networks
+    from coin_hf.calibration import Calibration
+    from coin_hf.evaluation import Erasure, Measurement
+    from coin_hf.experts import Expert
+    from coin_hf.samples import Samples
+    from coin_hf.selection import Choice
 
 LIBRARIES = (
     "coin-hf",
@@ -44,7 +30,11 @@ LIBRARIES = (
 
 
 def coin_record(
-    recipe: Recipe, experts: Sequence[Expert], samples: Samples, lam: float
+    recipe: Recipe,
+    experts: "Sequence[Expert]",
+    samples: "Samples",
+    lam: float,
+    calibration: "Calibration",
 ) -> dict[str, Any]:
     """Build the content of `coin.json`: what decoding and repeating the run need.
 
@@ -53,28 +43,32 @@ def coin_record(
         experts: The experts, in order.
         samples: The samples, all of them.
         lam: The penalty used.
+        calibration: What the samples say of the coded models.
 
     Returns:
         Plain data; folders are absolute paths.
     """
+    from coin_hf.fisher import resolve_estimator  # see above: only `encode` comes here
+
     said = recipe.dump()
     for expert, entry in zip(experts, said["experts"], strict=True):
-        entry |= {"model": _place(entry["model"]), "library": expert.library}
+        entry |= {"model": place_of(entry["model"]), "library": expert.library}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     for dataset in said["datasets"].values():
-        dataset["path"] = _place(dataset["path"])
-    drawn = {expert.name: list(rows) for expert, rows in zip(experts, samples.rows, strict=True)}
+        dataset["path"] = place_of(dataset["path"])
+    drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return {
         "format": FORMAT,
         "library": experts[0].library,
         "coder": recipe.coder,
-        "betas": list(recipe.coding_weights),
+        "betas": said["betas"],
         "lam": lam,
         "experts": said["experts"],
         "datasets": said["datasets"],
         "samples": {**said["samples"], "rows": drawn},
         "fisher": said["fisher"],
         "evaluation": said["evaluation"],
+        "calibration": calibration.dump(),
         "versions": environment(),
     }
 
@@ -94,15 +88,15 @@ def recipe_of(coin: Mapping[str, Any]) -> Recipe:
     keys = ("coder", "betas", "lam", "experts", "datasets", "fisher", "evaluation")
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return Recipe.from_dict(
-        {**{key: coin[key] for key in keys if key in coin}, "samples": samples}, source="coin.json"
+        {**{key: coin[key] for key in keys}, "samples": samples}, source="coin.json"
     )
 
 
 def result_record(
     coin: Mapping[str, Any],
-    experts: Sequence[Expert],
-    choice: Choice | None,
-    erasures: Sequence[Erasure],
+    experts: "Sequence[Expert]",
+    choice: "Choice | None",
+    measurement: "Measurement",
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build the content of `result.json`: every number of a run, and what it was measured on.
@@ -111,7 +105,7 @@ def result_record(
         coin: The content of `coin.json`.
         experts: The experts, in order.
         choice: How lambda was chosen, if it was.
-        erasures: The measurements.
+        measurement: The measurements.
         run: Device, number of processes, seconds of each step.
 
     Returns:
@@ -131,27 +125,48 @@ def result_record(
         "samples": {**samples, "count": sum(len(r) for r in coin["samples"]["rows"].values())},
         "fisher": coin["fisher"],
         "evaluation": coin["evaluation"],
-        **measured(erasures),
+        **measured(measurement),
+        "calibration": coin["calibration"],
         "run": {**run, "versions": environment()},
     }
 
 
-def measured(erasures: Sequence[Erasure]) -> dict[str, Any]:
+def measured(measurement: "Measurement | None") -> dict[str, Any]:
     """Return measurements as plain data, with each method's NDA averaged over the erasures.
 
     Args:
-        erasures: One entry for each missing expert.
+        measurement: The measurements; None where nothing was measured.
 
     Returns:
-        `erasures` (a list) and `mean_nda` (percent by method; None where an expert was never
-        right).
+        `erasures` (a list), `patterns` (how many were measured, of how many), `mean_nda` (percent
+        by method, over the single erasures; None where an expert was never right),
+        `mean_nda_several` (the same by the number of experts missing at once, from 2) and
+        `detection`.
     """
+    erasures = [] if measurement is None else measurement.erasures
+    by_size: dict[int, list[Erasure]] = {1: []}
+    for erasure in erasures:
+        by_size.setdefault(1 + len(erasure.beside), []).append(erasure)
+    means = {str(size): _means(found) for size, found in sorted(by_size.items())}
+    return {
+        "erasures": [erasure.dump() for erasure in erasures],
+        "patterns": {
+            "measured": measurement.patterns if measurement else 0,
+            "possible": measurement.possible if measurement else 0,
+        },
+        "mean_nda": means.pop("1"),
+        "mean_nda_several": means,
+        "detection": [each.dump() for each in measurement.detections] if measurement else [],
+    }
+
+
+def _means(erasures: "Sequence[Erasure]") -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    for method in erasures[0].scores:
-        ndas = [erasure.scores[method].nda for erasure in erasures]
+    for method in dict.fromkeys(method for erasure in erasures for method in erasure.scores):
+        ndas = [e.scores[method].nda for e in erasures if method in e.scores]
         known = [one for one in ndas if one is not None]
         means[method] = sum(known) / len(known) if len(known) == len(ndas) else None
-    return {"erasures": [erasure.dump() for erasure in erasures], "mean_nda": means}
+    return means
 
 
 def environment() -> dict[str, str]:
@@ -159,11 +174,19 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def _place(path: str) -> str:
+def place_of(path: str) -> str:
+    """Return where a repository lies, in a form that holds from any working directory.
+
+    Args:
+        path: A Hub id or a folder.
+
+    Returns:
+        The Hub id, or the folder's absolute path.
+    """
     folder = local_folder(path)
     return path if folder is None else str(folder.absolute())
 
 
-def _architecture(expert: Expert) -> str:
+def _architecture(expert: "Expert") -> str:
     name = expert.architecture.get("architecture") or expert.architecture.get("model_type")
     return str(name)

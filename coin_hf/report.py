@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from coin_hf.evaluation import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
+
+Style = Literal["plain", "markdown"]
 
 TITLES = {
     "coin": "COIN",
@@ -14,7 +16,7 @@ TITLES = {
 """How tables and figures call a method."""
 
 
-def table(result: dict[str, Any], style: Literal["plain", "markdown"] = "plain") -> str:
+def table(result: dict[str, Any], style: Style = "plain") -> str:
     """Render the NDA table of a result.
 
     Args:
@@ -23,11 +25,15 @@ def table(result: dict[str, Any], style: Literal["plain", "markdown"] = "plain")
 
     Returns:
         One row for each missing expert and method, then the averages; NDA, accuracies and
-        agreement in percent.
+        agreement in percent. Where several may be missing, a second table with the NDA of each
+        further pattern. One sentence where nothing was measured.
     """
+    singles = [erasure for erasure in result["erasures"] if not erasure["beside"]]
+    if not singles:
+        return "not measured yet: run `coin-hf evaluate` on it"
     head = ["missing", "method", "NDA", "accuracy", "expert's own", "agreement", "coding loss"]
     rows = []
-    for erasure in result["erasures"]:
+    for erasure in singles:
         for method, score in erasure["scores"].items():
             rows.append(
                 [
@@ -42,8 +48,41 @@ def table(result: dict[str, Any], style: Literal["plain", "markdown"] = "plain")
             )
     for method, mean in result["mean_nda"].items():
         rows.append(["average", TITLES[method], _number(mean), "", "", "", ""])
+    parts = [_aligned(head, rows, style)]
+    if len(singles) < len(result["erasures"]):
+        parts += [_which(result), _patterns(result, style)]
+    return "\n\n".join(parts)
+
+
+def _which(result: dict[str, Any]) -> str:
+    """Say which patterns the second table holds."""
+    most = max(map(int, result["mean_nda_several"]))
+    counted = result["patterns"]
+    sampled = ""
+    if counted["measured"] < counted["possible"]:
+        sampled = f" ({counted['measured']} of {counted['possible']} patterns were measured, drawn)"
+    several = f"{most}" if most == 2 else f"2 to {most}"
+    return f"NDA where {several} experts are missing at once{sampled}:"
+
+
+def _patterns(result: dict[str, Any], style: Style) -> str:
+    """Render the NDA of every pattern of more than one missing expert, methods side by side."""
+    methods = list(result["mean_nda"])
+    rows = [
+        [e["missing"], ", ".join(e["beside"]), *(_nda(e["scores"].get(m)) for m in methods)]
+        for e in result["erasures"]
+        if e["beside"]
+    ]
+    for size, means in result["mean_nda_several"].items():
+        cells = [_number(means[m]) if m in means else "-" for m in methods]
+        rows.append(["average", f"any {int(size) - 1}", *cells])
+    return _aligned(["missing", "also missing", *(TITLES[m] for m in methods)], rows, style)
+
+
+def _aligned(head: list[str], rows: list[list[str]], style: Style) -> str:
+    """Lay out a table; the first two columns are text, the others numbers."""
     if style == "markdown":
-        lines = [head, ["---", "---", *["---:"] * 5], *rows]
+        lines = [head, ["---", "---", *["---:"] * (len(head) - 2)], *rows]
         return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in lines)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
@@ -64,6 +103,8 @@ def cell(text: str) -> str:
 def figure(result: dict[str, Any], path: Path) -> None:
     """Draw the NDA of every method for each missing expert as grouped bars.
 
+    Where several may be missing, a group for each number of them shows the mean over the patterns.
+
     Args:
         result: The content of `result.json`.
         path: The PNG file to write.
@@ -71,9 +112,15 @@ def figure(result: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    erasures = result["erasures"]
     methods = list(result["mean_nda"])
-    groups = [erasure["missing"] for erasure in erasures]
+    found = {
+        f"'{erasure['missing']}' missing": {m: s["nda"] for m, s in erasure["scores"].items()}
+        for erasure in result["erasures"]
+        if not erasure["beside"]
+    }
+    for size, means in result["mean_nda_several"].items():
+        found[f"any {size} missing"] = means
+    groups = list(found)
     width = 0.8 / len(methods)
     highest = 100.0  # NDA may lie above
     canvas = Figure(figsize=(max(6.4, 1.6 * len(groups) + 3.2), 4), layout="constrained")
@@ -81,15 +128,15 @@ def figure(result: dict[str, Any], path: Path) -> None:
     axes = canvas.subplots()
     colors = {"coin": "#1f4e8c", "averaging": "#e08a1e", OUTPUT_AVERAGE: "#b8b8b8"}
     for k, method in enumerate(methods):
-        heights = [erasure["scores"][method]["nda"] or 0.0 for erasure in erasures]
+        heights = [ndas.get(method) or 0.0 for ndas in found.values()]
         highest = max(highest, *heights)
         places = [g + (k - (len(methods) - 1) / 2) * width for g in range(len(groups))]
         bars = axes.bar(
             places, heights, 0.92 * width, label=TITLES[method], color=colors.get(method, "#6b6b6b")
         )
-        labels = [_number(erasure["scores"][method]["nda"]) for erasure in erasures]
+        labels = [_number(ndas.get(method)) for ndas in found.values()]
         axes.bar_label(bars, labels=labels, fontsize=8, padding=2)
-    axes.set_xticks(range(len(groups)), [f"'{group}' missing" for group in groups])
+    axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("normalized decoding accuracy (%)")
     axes.set_ylim(0, 1.12 * highest)  # room for the numbers on the bars
     axes.spines[["top", "right"]].set_visible(False)
@@ -99,6 +146,10 @@ def figure(result: dict[str, Any], path: Path) -> None:
 
 def _number(value: float | None, form: str = "{:.1f}", none: str = "n/a") -> str:
     return none if value is None else form.format(value)
+
+
+def _nda(score: dict[str, Any] | None) -> str:
+    return "-" if score is None else _number(score["nda"])
 
 
 def _percent(share: float | None) -> str:

@@ -10,16 +10,20 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from coin_hf.card import FIGURE, model_card
+from coin_hf.card import model_card
 from coin_hf.errors import InputError
-from coin_hf.experts import Expert
 from coin_hf.hub import sentences
-from coin_hf.records import COIN_KEYS, FORMAT, RESULT_KEYS
+from coin_hf.layout import (
+    CARD_FILE,
+    COIN_FILE,
+    COIN_KEYS,
+    FIGURE,
+    FORMAT,
+    RESULT_FILE,
+    RESULT_KEYS,
+)
 from coin_hf.report import figure
-
-COIN_FILE, RESULT_FILE, CARD_FILE = "coin.json", "result.json", "README.md"
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -58,7 +62,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 def write_repository(
     folder: Path,
-    coded: Expert,
+    write_weights: Callable[[Path], None],
     coin: dict[str, Any],
     result: dict[str, Any],
     *,
@@ -68,7 +72,7 @@ def write_repository(
 
     Args:
         folder: Where to.
-        coded: The coded model.
+        write_weights: Writes the networks and all that only they know into the folder it is given.
         coin: The content of `coin.json`, local paths absolute.
         result: The content of `result.json`, local paths absolute.
         overwrite: Replace a coded repository that is there.
@@ -82,12 +86,13 @@ def write_repository(
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
-        _write_weights(draft, coded)
+        write_weights(draft)
         relative = _relative_to(folder)
         _write_json(draft / COIN_FILE, _map_paths(coin, relative))
         result = _map_paths(result, relative)
         _write_json(draft / RESULT_FILE, result)
-        figure(result, draft / FIGURE)
+        if result["erasures"]:
+            figure(result, draft / FIGURE)
         card = model_card(result, f"your-name/{folder.name}")
         (draft / CARD_FILE).write_text(str(card), encoding="utf-8")
         _put_in_place(draft, folder)
@@ -98,6 +103,35 @@ def write_repository(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def save_result(folder: Path, result: dict[str, Any]) -> None:
+    """Put new measurements into a coded repository: calibration, result, card and figure.
+
+    Args:
+        folder: The repository.
+        result: The content of `result.json`, local paths absolute.
+
+    Raises:
+        InputError: If it cannot be written.
+    """
+    folder = folder.resolve()
+    coin = json.loads((folder / COIN_FILE).read_text(encoding="utf-8"))
+    relative = _map_paths(result, _relative_to(folder))
+    drafts = {name: folder / f".{name}" for name in (COIN_FILE, RESULT_FILE, CARD_FILE, FIGURE)}
+    try:
+        _write_json(drafts[COIN_FILE], {**coin, "calibration": result["calibration"]})
+        _write_json(drafts[RESULT_FILE], relative)
+        card = str(model_card(relative, f"your-name/{folder.name}"))
+        drafts[CARD_FILE].write_text(card, encoding="utf-8")
+        figure(relative, drafts[FIGURE])
+        for name, draft in drafts.items():
+            draft.replace(folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error}; free some space") from error
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -216,19 +250,6 @@ def _check_card(card: ModelCard, repo_id: str) -> None:
 def local_experts(coin: dict[str, Any]) -> list[str]:
     """Name the experts of a coded repository that are folders, out of reach for others."""
     return [e["name"] for e in coin["experts"] if os.path.isabs(e["model"])]
-
-
-def _write_weights(folder: Path, coded: Expert) -> None:
-    if coded.library == "transformers":
-        model: Any = coded.model
-        model.save_pretrained(folder)
-        coded.preprocessing.processor.save_pretrained(folder)
-        return
-    _write_json(folder / "config.json", coded.config)
-    # Tied weights share memory, which safetensors refuses to write.
-    state = {name: value.cpu().clone() for name, value in coded.model.state_dict().items()}
-    state = {name: value.contiguous() for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _put_in_place(draft: Path, folder: Path) -> None:

@@ -20,9 +20,9 @@ class Samples:
     labels: Tensor | None
     """Classes, shape (P,), used only to choose lambda; None where a dataset has no labels."""
     sources: Tensor
-    """For each input the number of the expert from whose data it was drawn, shape (P,)."""
+    """For each input the number of its draw, shape (P,): by default the expert's."""
     rows: tuple[tuple[int, ...], ...]
-    """For each expert the rows drawn: positions in its dataset's split."""
+    """For each draw its rows: positions in the dataset's split."""
 
     def __len__(self) -> int:
         """Return P."""
@@ -74,12 +74,12 @@ def draw_samples(
     per_expert: int,
     seed: int,
 ) -> Samples:
-    """Draw P' rows from each expert's dataset.
+    """Draw P' rows from each dataset.
 
-    Expert i's draw is seeded by (seed, i): it does not change when others join.
+    Draw i is seeded by (seed, i): it does not change when others join.
 
     Args:
-        datasets: One for each expert, in their order; the same one may come twice.
+        datasets: One for each draw, in order; the same one may come twice.
         preprocessing: The experts' common preprocessing.
         per_expert: P'.
         seed: The recipe's seed.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from coin_hf.erasure import ErasureCode
 from coin_hf.evaluation import coding_errors, decode_missing, score
+from coin_hf.patterns import erasure_patterns
 from coin_hf.samples import Samples
 
 LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -21,7 +22,7 @@ class Choice:
 
     value: float
     by: str
-    """`nda` or `agreement`, on the samples, averaged over the missing expert."""
+    """`nda` or `agreement`, on the samples, averaged over the missing experts."""
     samples: int
     """How many samples decided."""
     scores: tuple[dict[str, float], ...]
@@ -34,30 +35,37 @@ class Choice:
 
 def choose(
     candidates: Sequence[float],
-    coded_logits: Callable[[float], Tensor],
+    coded_logits: Callable[[float], Sequence[Tensor]],
     expert_logits: Sequence[Tensor],
     samples: Samples,
     code: ErasureCode,
+    *,
+    own: Sequence[Tensor] | None = None,
 ) -> Choice:
-    """Try each candidate on the samples and keep the best.
+    """Try each candidate on the samples and keep the best, one value for all coded models.
 
-    Each expert is taken as missing on the samples drawn from its own data, as in evaluation; the
-    measures are averaged over the experts. Equal ones are told apart by the smaller coding loss,
-    then by order.
+    Every pattern of up to M missing experts is tried, each expert missing in it judged on the
+    samples drawn from its own data, as in evaluation; the measures are averaged over those.
+    Equal ones are told apart by the smaller coding loss, then by order.
 
     Args:
         candidates: The values to try, at least one.
-        coded_logits: Gives the coded model's logits (P, K) on the samples for a value; called
-            once for each, one forward pass.
+        coded_logits: Gives the M coded models' logits, each (P, K), on the samples for a value;
+            called once for each, one forward pass of each model.
         expert_logits: Logits of the N experts on the samples, each (P, K), computed once.
         samples: The samples, or the part held out for this.
         code: The erasure code.
+        own: For each expert which samples it is judged on, shape (P,), true or false; by default
+            those of the draw with its number.
 
     Returns:
         The choice.
     """
+    if own is None:
+        own = [samples.sources == i for i in range(len(expert_logits))]
     scores = [
-        _score(value, coded_logits(value), expert_logits, samples, code) for value in candidates
+        _score(value, coded_logits(value), expert_logits, samples, own, code)
+        for value in candidates
     ]
     by = "nda" if all("nda" in entry for entry in scores) else "agreement"
     best = max(scores, key=lambda entry: (entry[by], -entry["coding_loss"]))
@@ -66,19 +74,21 @@ def choose(
 
 def _score(
     value: float,
-    coded: Tensor,
+    coded: Sequence[Tensor],
     experts: Sequence[Tensor],
     samples: Samples,
+    own: Sequence[Tensor],
     code: ErasureCode,
 ) -> dict[str, float]:
     found = []
-    for i in range(len(experts)):
-        mine = samples.sources == i
-        logits = [expert[mine] for expert in experts]
-        decoded = decode_missing(i, logits, {"coded": coded[mine]}, code)["coded"]
-        labels = None if samples.labels is None else samples.labels[mine]
-        errors = coding_errors(logits, coded[mine], code)
-        found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
+    for pattern in erasure_patterns(len(experts), code.coded)[0]:
+        for i in pattern:
+            mine = own[i]
+            logits, c = [expert[mine] for expert in experts], [each[mine] for each in coded]
+            decoded = decode_missing(pattern, logits, {"coded": c}, code)["coded"][i]
+            labels = None if samples.labels is None else samples.labels[mine]
+            errors = coding_errors(logits, c, code)
+            found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
     entry = {"value": value}
     ndas = [each.nda for each in found]
     if all(one is not None for one in ndas):

@@ -87,7 +87,7 @@ class World:
     ) -> list[Erasure]:
         return evaluate_erasures(
             self.experts,
-            self.coded,
+            {method: [model] for method, model in self.coded.items()},
             self.code,
             self.sets(**block),
             PREPROCESSING,
@@ -95,7 +95,7 @@ class World:
             limit=limit,
             seed=0,
             accelerator=Accelerator(),
-        )
+        ).erasures
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -229,7 +229,8 @@ def test_a_test_set_without_labels(folder: Path, tmp_path: Path) -> None:
 
 class TestDecoding:
     def answers(self, missing: int, f: list[Tensor], c: Tensor, betas: list[float]) -> Any:
-        return decode_missing(missing, f, {"coded": c}, ErasureCode(betas))
+        found = decode_missing([missing], f, {"coded": [c]}, ErasureCode(betas))
+        return {method: answers[missing] for method, answers in found.items()}
 
     def test_no_coded_model_is_the_other_expert_for_two(self) -> None:
         for seed in range(20):
@@ -264,8 +265,8 @@ class TestDecoding:
 
     def test_half_precision_does_not_overflow_the_loss(self) -> None:
         f = [torch.full((1, 10), 900.0).half(), torch.zeros(1, 10).half()]
-        errors = coding_errors(f, torch.zeros(1, 10).half(), ErasureCode([0.5, 0.5]))
-        assert errors.tolist() == [10 * 450.0**2]
+        errors = coding_errors(f, [torch.zeros(1, 10).half()], ErasureCode([0.5, 0.5]))
+        assert errors.tolist() == [[10 * 450.0**2]]
 
 
 class TestScore:
@@ -279,8 +280,8 @@ class TestScore:
         generator = torch.Generator().manual_seed(0)
         f = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64)
         c = torch.randn(6, 4, generator=generator, dtype=torch.float64)
-        errors = coding_errors(list(f), c, ErasureCode(BETAS[3]))
-        assert errors.shape == (6,)
+        errors = coding_errors(list(f), [c], ErasureCode(BETAS[3]))
+        assert errors.shape == (1, 6)
         loss = score(torch.zeros(6), torch.zeros(6), None, errors).coding_loss
         expected = reference.coding_loss(f.tolist(), c.tolist(), BETAS[3])
         assert loss == pytest.approx(expected, rel=1e-12)

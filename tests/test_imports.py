@@ -13,18 +13,19 @@ import coin_hf
 ROOT = Path(coin_hf.__file__).parent
 
 LINE = [
-    "errors", "betas", "recipe", "hub",
+    "errors", "betas", "amplification", "design", "patterns", "layout", "configs", "recipe", "hub",
     "preprocessing", "experts", "alignment",
     "images", "samples",
     "outputs", "fisher",
-    "coders", "coded",
-    "erasure", "metrics", "evaluation", "selection", "work",
-    "records", "report", "card", "repository",
-    "ensemble", "pipeline", "demo", "cli", "__main__",
+    "coders", "coded", "stream",
+    "erasure", "metrics", "evaluation", "calibration", "selection", "work",
+    "records", "report", "card", "repository", "fisher_files",
+    "ensemble", "preparation", "pipeline", "joining", "recode", "tuning", "publishing",
+    "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""
 
-CORE = {"betas", "coders", "erasure", "fisher", "outputs"}
+CORE = {"amplification", "betas", "coders", "design", "patterns", "erasure", "fisher", "outputs"}
 """The numeric core: no file, no network, no log."""
 
 

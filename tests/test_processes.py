@@ -125,3 +125,15 @@ def test_a_mistake_that_one_process_meets_is_told_too(world: Path, tmp_path: Pat
         launch(TORCHRUN, recipe)
     )
     assert not (tmp_path / "coded").exists()
+
+
+def test_several_coded_models_in_two_processes(world: Path, tmp_path: Path) -> None:
+    changes = {"coded": 2, "lam": 0.1, "evaluation": {"batch_size": 16}}
+    done = launch(TORCHRUN, write(tmp_path, world, **changes), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["run"]["processes"] == 2
+    one = encode(Recipe.from_yaml(tmp_path / "recipe.yaml")).result
+    for key in ("betas", "erasures", "patterns", "mean_nda_several", "calibration", "detection"):
+        assert same(result[key], one[key]), (key, result[key], one[key])
+    assert (tmp_path / "coded" / "coded-1" / "model.safetensors").is_file()

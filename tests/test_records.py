@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import recipe_dict
 
 import coin_hf
 from coin_hf.errors import InputError
-from coin_hf.evaluation import Erasure, Score
+from coin_hf.evaluation import Erasure, Measurement, Score
 from coin_hf.pipeline import encode, resolve
 from coin_hf.recipe import Recipe
 from coin_hf.records import LIBRARIES, environment, measured, recipe_of
@@ -51,11 +52,14 @@ def test_the_environment_names_this_version() -> None:
 
 def test_means_over_the_erasures() -> None:
     def erasure(nda: float | None) -> Erasure:
-        return Erasure("a", 4, 0.5, {"coin": Score(nda, 0.5, 0.5, 0.5)})
+        return Erasure("a", (), 4, 0.5, {"coin": Score(nda, 0.5, 0.5, 0.5)})
 
-    assert measured([erasure(50.0), erasure(100.0)])["mean_nda"] == {"coin": 75.0}
+    def measured_of(*erasures: Erasure) -> dict[str, Any]:
+        return measured(Measurement(list(erasures), 2, 2, []))
+
+    assert measured_of(erasure(50.0), erasure(100.0))["mean_nda"] == {"coin": 75.0}
     # Where an expert is never right there is no NDA of it, and so no mean over all.
-    assert measured([erasure(50.0), erasure(None)])["mean_nda"] == {"coin": None}
+    assert measured_of(erasure(50.0), erasure(None))["mean_nda"] == {"coin": None}
 
 
 def test_a_record_that_is_no_recipe_says_so(coded: Path) -> None:

@@ -20,18 +20,21 @@ def result(coin: float | None = 80.0) -> dict[str, Any]:
         "erasures": [
             {
                 "missing": "cats",
+                "beside": [],
                 "points": 8,
                 "expert_accuracy": 0.5,
                 "scores": {"coin": score(coin), "no coded model": score(12.5, None)},
             },
             {
                 "missing": "dogs",
+                "beside": [],
                 "points": 8,
                 "expert_accuracy": 0.0,
                 "scores": {"coin": score(None, 1234567.0), "no coded model": score(None, None)},
             },
         ],
         "mean_nda": {"coin": None, "no coded model": 6.25},
+        "mean_nda_several": {},
     }
 
 

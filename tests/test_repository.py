@@ -206,7 +206,7 @@ def test_overwriting_keeps_the_old_one_until_the_new_one_is_whole(
     # A result that JSON cannot say is found out in the middle of writing.
     broken = {**result, "lam": float("nan")}
     with pytest.raises(ValueError, match="Out of range float"):
-        write_repository(folder, ensemble.coded, coin, broken, overwrite=True)
+        write_repository(folder, ensemble._write, coin, broken, overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert os.listdir(tmp_path) == ["coded"]
     ensemble.coin["lam"] = 0.5

@@ -1,6 +1,7 @@
 """Plain averaging: the beta-weighted mean of the parameters, COIN's baseline and limit."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -69,11 +70,10 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[float | Tensor]) -
     total = sum(weights[1:], start=weights[0])
     mean = wide[0].clone()
     for value, weight in zip(wide[1:], weights[1:], strict=True):
-        mean += (weight / total) * (value - wide[0])
-    stack = torch.stack(wide)
-    low, high = stack.amin(0), stack.amax(0)
+        mean += (value - wide[0]).mul_(weight / total)
+    low, high = reduce(torch.minimum, wide), reduce(torch.maximum, wide)
     # Equal values are taken as they are: arithmetic would turn -0.0 into 0.0.
-    return torch.where(low == high, wide[0], mean.clamp(low, high)).to(values[0].dtype)
+    return torch.where(low == high, wide[0], mean.clamp_(low, high)).to(values[0].dtype)
 
 
 def check_thetas(thetas: Sequence[Mapping[str, Tensor]], betas: Sequence[float]) -> None:

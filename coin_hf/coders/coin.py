@@ -55,7 +55,8 @@ def fisher_average(
         weights = [_weight(i, name, value, f, lam) for i, f in enumerate(fishers)]
         terms = [beta * weight for beta, weight in zip(betas, weights, strict=True)]
         empty = sum(terms[1:], start=terms[0]) == 0
-        terms = [term.masked_fill(empty, beta) for term, beta in zip(terms, betas, strict=True)]
+        if empty.any():
+            terms = [term.masked_fill(empty, b) for term, b in zip(terms, betas, strict=True)]
         coded[name] = weighted_mean([theta[name] for theta in thetas], terms)
     return coded
 
@@ -74,6 +75,9 @@ def _weight(
         )
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     f = f.to(device=value.device, dtype=dtype)
-    if not (f.isfinite().all() and (f >= 0).all()):
-        raise ValueError(f"the Fisher of expert {expert} is negative or not finite in '{name}'")
+    if f.numel():
+        low, high = f.aminmax()  # one pass; a value that is not a number makes both so
+        if not (low >= 0 and high < float("inf")):
+            message = f"the Fisher of expert {expert} is negative or not finite in '{name}'"
+            raise ValueError(message)
     return f + lam

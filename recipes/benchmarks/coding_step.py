@@ -126,9 +126,9 @@ def choose_lam(
     def load_coded(lam: float) -> None:
         load(coded, fisher_average(thetas, fishers, betas=BETAS, lam=lam), {})
 
-    def coded_logits(lam: float) -> Tensor:
+    def coded_logits(lam: float) -> list[Tensor]:
         load_coded(lam)
-        return logits_of(coded, samples.inputs, batch_size=BATCH)
+        return [logits_of(coded, samples.inputs, batch_size=BATCH)]
 
     logits = [logits_of(expert, samples.inputs, batch_size=BATCH) for expert in experts]
     choice = choose(LAM_CANDIDATES, coded_logits, logits, samples, ErasureCode(BETAS))

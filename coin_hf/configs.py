@@ -1,0 +1,96 @@
+"""A coded model's config.json, from those of its experts: no network is needed for it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", "hf_hub_filename",
+          "custom_load", "paper_ids", "paper_name")  # fmt: skip
+"""Keys of timm's `pretrained_cfg` that tell the origin of expert 0's weights, not their use."""
+
+Names = tuple[str, ...]
+
+
+def merged_names(all_names: Sequence[Names | None]) -> Names | None:
+    """Join the experts' names of each class where they differ ("cat / truck").
+
+    Args:
+        all_names: For each expert its classes' names, or None if it has none.
+
+    Returns:
+        The coded model's names; None if no expert has any.
+    """
+    known = [names for names in all_names if names is not None]
+    if not known:
+        return None
+    return tuple(" / ".join(dict.fromkeys(column)) for column in zip(*known, strict=True))
+
+
+def timm_config(config: Mapping[str, Any], num_classes: int, names: Names | None) -> dict[str, Any]:
+    """Build a coded timm model's config.json.
+
+    Args:
+        config: Expert 0's.
+        num_classes: K.
+        names: The classes' names, if any.
+
+    Returns:
+        Expert 0's without what tells its origin, in the form that transformers reads too.
+    """
+    made: dict[str, Any] = copy.deepcopy(dict(config))
+    made["num_classes"] = num_classes
+    # timm needs it once, beside `architecture`; transformers refuses to find it twice.
+    model_args = dict(made.pop("model_args", None) or {})
+    model_args.pop("num_classes", None)
+    if model_args:
+        made["model_args"] = model_args
+    declared = made.get("pretrained_cfg") or {}
+    made["pretrained_cfg"] = {k: v for k, v in declared.items() if k not in ORIGIN}
+    made["pretrained_cfg"]["num_classes"] = num_classes
+    if list(names or ()) != made.get("label_names"):
+        made.pop("label_descriptions", None)
+        made.pop("label_names", None)
+        if names is not None:
+            made["label_names"] = list(names)
+    return made
+
+
+def transformers_config(config: Mapping[str, Any], names: Names | None) -> dict[str, Any]:
+    """Build a coded transformers model's config.json.
+
+    Args:
+        config: That of a coded model of the same architecture.
+        names: The classes' names, if any.
+
+    Returns:
+        The same with these names.
+    """
+    if names is None:
+        return dict(config)
+    return {
+        **config,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def names_in(config: Mapping[str, Any], library: str, num_classes: int) -> Names | None:
+    """Read the classes' names from an expert's config.json.
+
+    Args:
+        config: Its content.
+        library: `timm` or `transformers`.
+        num_classes: K.
+
+    Returns:
+        K names, or None if it has none of its own.
+    """
+    if library == "timm":
+        labels = config.get("label_names")
+        if not isinstance(labels, list) or len(labels) != num_classes:
+            return None
+        return tuple(map(str, labels))
+    by_number = config.get("id2label") or {}
+    names = tuple(str(by_number.get(str(i), f"LABEL_{i}")) for i in range(num_classes))
+    generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return None if generic else names

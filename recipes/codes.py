@@ -1,0 +1,214 @@
+"""NDA against the number of experts N and of coded models M, on handwritten digits.
+
+    python recipes/codes.py [--folder FOLDER] [--experts 2 4 8]
+
+ResNet50 at 32x32 from one shared start, as in `coin-hf demo`, fine-tuned for groups of the ten
+digits: two experts (0-4, 5-9), four (0-2, 3-4, 5-7, 8-9), eight (0-2, 1-3, ..., 7-9: eight groups
+of ten labels must overlap, or some expert would know one digit alone). P = 200 samples in every
+case, so the Fishers cost the same for each expert. For each N, the Fishers are computed once; M = 1
+has equal betas, M = 2 designed ones, and each chooses its own lambda.
+
+Writes `recipes/results/codes.json`, and from it `codes.png` and the tables of `recipes/codes.md`.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from coin_hf.amplification import worst_amplification
+from coin_hf.betas import rows_of
+from coin_hf.demo import ARCHITECTURE, make_digits, make_experts
+from coin_hf.design import design, vandermonde
+from coin_hf.pipeline import encode
+from coin_hf.recipe import Recipe
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).with_suffix(".md")
+DESIGNS = [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (8, 2), (3, 3), (4, 3), (6, 3), (8, 3)]
+GROUPS: dict[int, list[range]] = {
+    2: [range(5), range(5, 10)],
+    4: [range(3), range(3, 5), range(5, 8), range(8, 10)],
+    8: [range(i, i + 3) for i in range(8)],
+}
+SAMPLES = 200
+CODED = (1, 2)
+
+
+def name_of(group: range) -> str:
+    """Return the name of the expert for a group of digits."""
+    return f"digits-{group[0]}-{group[-1]}"
+
+
+def recipe_for(folder: Path, groups: Sequence[range], coded: int) -> Recipe:
+    """Write the recipe for experts that lie in `folder`."""
+    names = [name_of(group) for group in groups]
+    return Recipe.from_dict(
+        {
+            "experts": [
+                {"model": str(folder / "experts" / name), "dataset": name} for name in names
+            ],
+            "datasets": {
+                name: {"path": str(folder / "digits"), "labels": list(group)}
+                for name, group in zip(names, groups, strict=True)
+            },
+            "coded": coded,
+            "lam": "auto",
+            "samples": {"per_expert": SAMPLES // len(groups), "seed": 0},
+            "evaluation": {"split": "test", "batch_size": 64},
+        }
+    )
+
+
+def measure(folder: Path, experts: Sequence[int], architecture: str) -> list[dict[str, Any]]:
+    """Make the experts, encode every case, and keep what is asked here."""
+    groups = {name_of(group): list(group) for n in experts for group in GROUPS[n]}
+    if not (folder / "digits").exists():
+        make_digits(folder / "digits")
+        make_experts(folder / "digits", folder / "experts", architecture, groups)
+    cases = []
+    for n in experts:
+        for coded in CODED:
+            # The Fishers depend on experts and samples alone: what M = 1 left, M = 2 goes on from.
+            recipe = recipe_for(folder, GROUPS[n], coded)
+            result = encode(recipe, progress=True, resume=folder / f"fishers-{n}").result
+            rows = rows_of(result["betas"])
+            singles = [e for e in result["erasures"] if not e["beside"]]
+            cases.append(
+                {
+                    "experts": n,
+                    "coded": coded,
+                    "groups": [list(group) for group in GROUPS[n]],
+                    "worst_amplification": worst_amplification(rows),
+                    "vandermonde": worst_amplification(vandermonde(n, coded)),
+                    "expert_accuracy": sum(e["expert_accuracy"] for e in singles) / n,
+                    **{
+                        key: result[key]
+                        for key in (
+                            "betas",
+                            "lam",
+                            "lam_choice",
+                            "patterns",
+                            "mean_nda",
+                            "mean_nda_several",
+                            "calibration",
+                            "detection",
+                            "erasures",
+                            "architecture",
+                            "run",
+                        )
+                    },
+                }
+            )
+            print(n, coded, result["lam"], result["mean_nda"], result["mean_nda_several"])
+    return cases
+
+
+def table(cases: Sequence[dict[str, Any]]) -> str:
+    """Render the cases as a table."""
+    methods = ("coin", "averaging", "no coded model")
+    lines = [
+        "| experts | coded models | missing at once | worst amplification (Vandermonde) | λ "
+        "| experts' accuracy | COIN | plain averaging | no coded model |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for case in cases:
+        missing = {"1": case["mean_nda"], **case["mean_nda_several"]}
+        for size, means in missing.items():
+            ndas = (f"{means[m]:.1f}" if means.get(m) is not None else "-" for m in methods)
+            lines.append(
+                f"| {case['experts']} | {case['coded']} | {size} "
+                f"| {case['worst_amplification']:.2f} ({case['vandermonde']:.2f}) "
+                f"| {case['lam']:g} | {100 * case['expert_accuracy']:.1f} % "
+                f"| {' | '.join(ndas)} |"
+            )
+    return "\n".join(lines)
+
+
+def designs() -> str:
+    """Render the worst amplification of designed codes beside Vandermonde's."""
+    lines = [
+        "| experts | coded models | designed | best Vandermonde | better by |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for n, m in DESIGNS:
+        mine, other = (worst_amplification(make(n, m)) for make in (design, vandermonde))
+        lines.append(f"| {n} | {m} | {mine:.2f} | {other:.2f} | {other / mine:.2f} x |")
+    return "\n".join(lines)
+
+
+def render(cases: Sequence[dict[str, Any]], page: Path) -> None:
+    """Put the tables into the page, between its marks."""
+    text = page.read_text(encoding="utf-8")
+    for mark, content in (("designs", designs()), ("nda", table(cases))):
+        begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+    page.write_text(text, encoding="utf-8")
+
+
+def figure(cases: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw NDA against N, a line for each M, number of missing experts and method."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(6.8, 4.2), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    styles = {
+        (1, "1"): ("#1f4e8c", "M = 1, one missing"),
+        (2, "1"): ("#3a8f5d", "M = 2, one missing"),
+        (2, "2"): ("#b0432f", "M = 2, two missing"),
+    }
+    for (coded, size), (color, label) in styles.items():
+        for method, line in (("coin", "-o"), ("averaging", "--s")):
+            found = []
+            for case in cases:
+                if case["coded"] == coded:
+                    means = {"1": case["mean_nda"], **case["mean_nda_several"]}[size]
+                    found.append((case["experts"], means[method]))
+            title = "COIN" if method == "coin" else "plain averaging"
+            axes.plot(
+                *zip(*found, strict=True), line, color=color, label=f"{title}, {label}",
+                alpha=1.0 if method == "coin" else 0.45,
+            )  # fmt: skip
+    ticks = sorted({case["experts"] for case in cases})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("experts N")
+    axes.set_ylabel("normalized decoding accuracy (%)")
+    axes.set_ylim(0, 105)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    canvas.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure, write, render."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, help="where to work; kept, and used again")
+    parser.add_argument("--experts", type=int, nargs="+", choices=sorted(GROUPS), default=[2, 4, 8])
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="timm's name")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the results go")
+    parser.add_argument("--render", action="store_true", help="only render the results again")
+    given = parser.parse_args()
+    file = given.results / "codes.json"
+    if not given.render:
+        with tempfile.TemporaryDirectory() as place:
+            cases = measure(given.folder or Path(place), given.experts, given.architecture)
+        given.results.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
+    cases = json.loads(file.read_text(encoding="utf-8"))
+    figure(cases, given.results / "codes.png")
+    print(table(cases))
+    if given.results == RESULTS:
+        render(cases, PAGE)
+
+
+if __name__ == "__main__":
+    main()

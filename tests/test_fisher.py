@@ -19,7 +19,7 @@ from reference import fisher as one_copy
 from reference import fisher_error
 from torch import Tensor, nn
 
-from coin_hf.fisher import Partial, diagonal_fisher, rules, squares
+from coin_hf.fisher import Partial, chunks, diagonal_fisher, generic, rules, squares
 from coin_hf.fisher.probe import cotangents as probes_of
 from coin_hf.fisher.selfcheck import check_engine
 
@@ -70,6 +70,17 @@ def test_it_is_the_loop_at_every_batch_size(batch_size: int | None) -> None:
     model, inputs = net(), samples(10)
     found = diagonal_fisher(model, inputs, batch_size=batch_size)
     assert fisher_error(found, fisher(model, inputs)) <= 1e-10
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_it_does_not_depend_on_how_work_is_cut(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = net(), samples(5)
+    expected = diagonal_fisher(model, inputs)
+    monkeypatch.setattr(chunks, "WIDE", size)  # cotangents of a backward pass
+    monkeypatch.setattr(generic, "BLOCK", size * 40)
+    monkeypatch.setattr(squares, "PULLED", size * 4)
+    monkeypatch.setattr(squares, "CACHE", size * 8)
+    assert fisher_error(diagonal_fisher(model, inputs), expected) <= 1e-12
 
 
 def test_a_linear_model_by_hand() -> None:

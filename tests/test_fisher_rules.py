@@ -12,7 +12,7 @@ from reference import fisher, fisher_by_differences, fisher_error
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
-from coin_hf.fisher.engine import add_chunk, make_plan
+from coin_hf.fisher.engine import Plan, add_chunk, make_plan
 from coin_hf.fisher.state import borrowed
 
 K, P = 3, 3
@@ -32,8 +32,8 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
         return randomise(make(), 0).double()
 
 
-def generic(model: nn.Module, inputs: Any) -> list[str]:
-    """The parameters for which no rule was found to hold, on two samples or on all of them."""
+def tried(model: nn.Module, inputs: Any) -> Plan:
+    """The plan for a model, after a chunk of all samples."""
     sums = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
 
     def vectors(logits: Tensor, positions: Any) -> Tensor:
@@ -42,7 +42,12 @@ def generic(model: nn.Module, inputs: Any) -> list[str]:
     with borrowed(model):
         plan = make_plan(model, inputs)
         add_chunk(sums, model, inputs, vectors, plan, block=1)
-        return list(plan.generic)
+    return plan
+
+
+def generic(model: nn.Module, inputs: Any) -> list[str]:
+    """The parameters for which no rule was found to hold, on two samples or on all of them."""
+    return list(tried(model, inputs).generic)
 
 
 def assert_exact(model: nn.Module, inputs: Any, *, by_rule: bool = True, **options: Any) -> None:
@@ -53,7 +58,9 @@ def assert_exact(model: nn.Module, inputs: Any, *, by_rule: bool = True, **optio
         found = diagonal_fisher(model, inputs, batch_size=batch_size, **options)
         assert fisher_error(found, expected) <= 1e-10, batch_size
     if by_rule:
-        assert generic(model, inputs) == []
+        plan = tried(model, inputs)
+        assert list(plan.generic) == []
+        assert plan.batched
 
 
 class Lambda(nn.Module):
@@ -122,6 +129,18 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear on 2 positions": (lambda: last(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), (2, 5)),
     "linear on 7 positions": (lambda: last(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), (7, 5)),
     "linear on 90 positions": (lambda: last(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), (90, 5)),
+    "a wide linear on 10 positions": (  # more entries of J than a cache holds
+        lambda: last(nn.Linear(300, 400), nn.Tanh(), nn.Linear(400, 4)),
+        (10, 300),
+    ),
+    "a very wide linear on 10 positions": (  # more for one cotangent alone
+        lambda: last(nn.Linear(300, 700), nn.Tanh(), nn.Linear(700, 4)),
+        (10, 300),
+    ),
+    "a wide grouped convolution": (
+        lambda: head(nn.Conv2d(128, 128, 3, groups=2), nn.Tanh(), width=128),
+        (128, 4, 5),
+    ),
     "linear on a map": (lambda: last(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4)), (2, 3, 5)),
     "linear, one position counts": (
         lambda: nn.Sequential(nn.Linear(5, 4), nn.Tanh(), Lambda(lambda x: x[:, 2]), head()),
@@ -620,7 +639,9 @@ def test_compositions(name: str) -> None:
     make, shape, left = COMPOSED[name]
     model, inputs = built(make), normal(P, *shape)
     assert_exact(model, inputs, by_rule=False)
-    assert set(generic(model, inputs)) == left
+    plan = tried(model, inputs)
+    assert set(plan.generic) == left
+    assert plan.batched == (name != "custom function")
 
 
 @pytest.mark.parametrize("length", [2, 3, 4, 6])

@@ -706,7 +706,8 @@ class TokensOfAMap(nn.Module):
             weight = torch.einsum("oihw,op->pihw", weight, self.factor)
         x = self.norm(F.conv2d(x, weight, self.conv.bias))
         x = self.layer(self.tokens(x.flatten(2).transpose(1, 2)))
-        return self.head(x.sin().mean(1))
+        x = Flip.apply(x) if self.tied else x.sin()  # ... and one cotangent at a time
+        return self.head(x.mean(1))
 
 
 @pytest.mark.parametrize("tied", [False, True])

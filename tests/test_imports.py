@@ -20,7 +20,8 @@ LINE = [
     "coders", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "preparation", "pipeline", "joining", "recode", "tuning", "publishing",
+    "ensemble", "preparation", "offers", "coding", "pipeline",
+    "joining", "recode", "tuning", "publishing",
     "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""

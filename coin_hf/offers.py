@@ -114,7 +114,7 @@ class Offer:
     fishers: list[Weights] | None = None
     """The experts' Fishers, of the coder that takes them."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """What training logged for each epoch."""
+    """What training logged for each epoch, and the seconds that the logging took."""
 
 
 def prepare(task: Task) -> Offer:

@@ -126,7 +126,7 @@ def result_record(
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return {
         **{key: coin[key] for key in ("format", "library", "coder", "betas", "lam")},
-        "architecture": _architecture(experts[0]),
+        "architecture": architecture(experts[0]),
         "num_classes": experts[0].num_classes,
         **{key: coin[key] for key in SETTINGS if key in coin},
         "choice": None if choice is None else dict(choice),
@@ -200,6 +200,7 @@ def place_of(path: str) -> str:
     return path if folder is None else str(folder.absolute())
 
 
-def _architecture(expert: "Expert") -> str:
+def architecture(expert: "Expert") -> str:
+    """Return what its library calls an expert's architecture."""
     name = expert.architecture.get("architecture") or expert.architecture.get("model_type")
     return str(name)

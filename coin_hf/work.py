@@ -117,6 +117,8 @@ def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
     Raises:
         InputError: If it holds the work of another recipe, or something else.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: {way_out}")
     file = folder / "recipe.json"
     held = list(folder.iterdir()) if folder.is_dir() else []
     if not file.exists() and all(path == _draft(file) for path in held):

@@ -20,7 +20,8 @@ LINE = [
     "coders", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "preparation", "offers", "coding", "pipeline",
+    "ensemble", "preparation", "offers", "coding", "memory", "pipeline",
+    "summary", "comparison", "comparison_report", "comparison_figures", "comparison_files",
     "joining", "recode", "tuning", "publishing",
     "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip

@@ -23,7 +23,7 @@ LINE = [
     "ensemble", "preparation", "offers", "coding", "memory", "pipeline",
     "summary", "comparison", "comparison_report", "comparison_figures", "comparison_files",
     "joining", "recode", "tuning", "publishing",
-    "demo", "cli_codes", "cli", "__main__",
+    "finetuning", "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""
 

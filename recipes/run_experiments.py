@@ -30,7 +30,7 @@ FINETUNE = HERE / "finetune.py"
 
 def main(
     experiments: Annotated[Path, typer.Argument(help="The file that lists them.")],
-    only: Annotated[list[str], typer.Option(help="Tables or figures, by default all.")] = [],  # noqa: B006
+    only: Annotated[list[str], typer.Option(help="Tables, figures or single recipes.")] = [],  # noqa: B006
     launch: Annotated[str, typer.Option(help="What starts the work, an accelerate launcher.")] = "",
     override: Annotated[list[str], typer.Option("-o", "--override", metavar="KEY=VALUE")] = [],  # noqa: B006
     train: Annotated[
@@ -40,11 +40,7 @@ def main(
     """Make experts and compare coders."""
     plan = yaml.safe_load(experiments.read_text(encoding="utf-8"))
     training = {**plan["training"], **_pairs(train)}
-    unknown = [name for name in only if name not in plan["tables"]]
-    if unknown:
-        known = ", ".join(plan["tables"])
-        raise InputError(f"there is no table or figure '{unknown[0]}': it has {known}")
-    chosen = {name: plan["tables"][name] for name in only or plan["tables"]}
+    chosen = _selected(plan["tables"], only)
     changes = {
         (name, file): [
             *_moved(plan, experiments.parent / file),
@@ -74,6 +70,20 @@ def main(
         summary = Path(plan["output"]) / f"{name}.md"
         summary.write_text(f"# {name}\n\n" + "\n".join(tables), encoding="utf-8")
         print(summary)
+
+
+def _selected(tables: dict[str, list[str]], only: list[str]) -> dict[str, list[str]]:
+    """The tables asked for, or the recipes by the names of their files; all where nothing is."""
+    names = set(tables) | {Path(file).stem for each in tables.values() for file in each}
+    for name in only:
+        if name not in names:
+            known = ", ".join(tables)
+            raise InputError(f"there is no table, figure or recipe '{name}': there are {known}")
+    kept = {
+        name: [f for f in files if not only or name in only or Path(f).stem in only]
+        for name, files in tables.items()
+    }
+    return {name: files for name, files in kept.items() if files}
 
 
 def _moved(plan: dict[str, Any], file: Path) -> list[str]:

@@ -67,8 +67,8 @@ def bars_figure(result: dict[str, Any], path: Path) -> None:
             alpha=_shade(entry, summary),
             label=title(entry),
         )
-        labels = ["n/a" if one["mean"] is None else f"{one['mean']:.0f}" for one in found]
-        axes.bar_label(bars, labels=labels, fontsize=7, padding=1)
+        labels = ["n/a" if one["mean"] is None else f"{one['mean']:.1f}" for one in found]
+        axes.bar_label(bars, labels=labels, fontsize=6, padding=1)
     for g, name in enumerate(names):
         control = result["controls"][NO_CODED_MODEL]["nda"][name]
         if control is not None:
@@ -141,6 +141,7 @@ def epochs_figure(result: dict[str, Any], path: Path) -> None:
             axes.axhline(row["mean_nda"], color=_color(row), lw=1.5)
             axes.text(0, row["mean_nda"], f" {title(row)}, test", fontsize=7, va="bottom")
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _finish(canvas, axes, path, None)
 
 

@@ -33,6 +33,13 @@ def test_ci_runs_the_readmes_two_commands() -> None:
     assert tests in ci.replace("--quiet ", "")
 
 
+def test_the_readmes_table_of_codes_is_the_recipes() -> None:
+    page = (ROOT / "recipes" / "codes.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- nda: begin -->\n(.*?)\n<!-- nda: end -->", page, re.DOTALL)
+    assert table is not None
+    assert table[1] in README
+
+
 def test_the_readme_stays_short() -> None:
     assert len(README.splitlines()) <= 150
 

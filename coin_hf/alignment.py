@@ -32,6 +32,38 @@ def check_alignment(experts: Sequence[Expert]) -> None:
         )
 
 
+def check_foundation(foundation: Expert, expert: Expert) -> None:
+    """Check that an expert's parameters can be differences from a foundation's.
+
+    Args:
+        foundation: The network from which it was fine-tuned.
+        expert: The expert.
+
+    Raises:
+        InputError: If a parameter's name or shape differs; all differences are listed at once.
+    """
+    ours, theirs = foundation.parameters, expert.parameters
+    faults = [
+        f"only {who} has {_list(names, SHOWN)}"
+        for who, names in (
+            ("the foundation", [name for name in ours if name not in theirs]),
+            (f"'{expert.name}'", [name for name in theirs if name not in ours]),
+        )
+        if names
+    ]
+    faults += [
+        f"'{name}' has shape {tuple(value.shape)} in the foundation, {tuple(theirs[name].shape)} "
+        f"in '{expert.name}'"
+        for name, value in ours.items()
+        if name in theirs and value.shape != theirs[name].shape
+    ]
+    if faults:
+        raise InputError(
+            f"the foundation {foundation.repo} does not match the experts: {'; '.join(faults)}; "
+            "give the network they were fine-tuned from, with the head they started with"
+        )
+
+
 def differing_statistics(experts: Sequence[Expert]) -> list[str]:
     """Name the floating buffers (BatchNorm statistics) that are not equal in all experts.
 

@@ -10,6 +10,14 @@ from coin_hf.layout import FIGURE, coded_folder
 from coin_hf.report import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
+HOW = {
+    "coin": "without training, by Fisher averaging,",
+    "averaging": "without training, by plain averaging,",
+    "task_arithmetic": "without training, by task arithmetic,",
+    "regmean": "without training, by RegMean,",
+    "distillation": "by distillation",
+}
+"""What each coder does."""
 
 
 def model_card(result: dict[str, Any], repo_id: str) -> ModelCard:
@@ -27,7 +35,7 @@ def model_card(result: dict[str, Any], repo_id: str) -> ModelCard:
         base_model_relation="merge",
         library_name=result["library"],
         pipeline_tag="image-classification",
-        tags=["merge", "coin", "erasure-coding", "coin-hf"],
+        tags=["merge", result["coder"].replace("_", "-"), "erasure-coding", "coin-hf"],
         datasets=_unique(d["path"] for d in result["datasets"].values() if _on_hub(d["path"]))
         or None,
         license=_common_license(result),
@@ -85,9 +93,7 @@ def _text(result: dict[str, Any], repo_id: str) -> str:
         f"| {cell(e['name'])} | {_link(e['model'])} | `{e['revision']}` | {cell(e['dataset'])} |"
         for e in result["experts"]
     )
-    held = (
-        f", {samples['held_out']:.0%} of them held out to choose λ" if samples["held_out"] else ""
-    )
+    held = f", {samples['held_out']:.0%} of them held out" if samples["held_out"] else ""
     return f"""# {repo_id.rpartition("/")[2]}
 
 {_introduction(result)}
@@ -97,9 +103,7 @@ def _text(result: dict[str, Any], repo_id: str) -> str:
 |---|---|
 | coder | `{result["coder"]}` |
 {_betas(result)}
-| λ | {result["lam"]:g} ({_chosen(result)}) |
-| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
-| Fisher | {_fisher(result["fisher"])} |
+{_settings(result)}| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
 
 | expert | repository | revision | dataset |
 |---|---|---|---|
@@ -120,15 +124,15 @@ apply to what is made of them.
 def _introduction(result: dict[str, Any]) -> str:
     experts, coded = len(result["experts"]), len(rows_of(result["betas"]))
     if coded == 1:
-        return f"""A **coded model**: one more network, made without training from {experts} fine-tuned `{result["architecture"]}`
+        return f"""A **coded model**: one more network, made {HOW[result["coder"]]} from {experts} fine-tuned `{result["architecture"]}`
 networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
-down, its answer is computed from this model's answer and the others' — erasure-coded inference, by Fisher
-averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own it is a classifier like any merged model."""
+down, its answer is computed from this model's answer and the others' — erasure-coded inference as in
+[COIN, arXiv:2409.01420]({PAPER}). On its own it is a classifier like any merged model."""
     folders = ", ".join(f"`{coded_folder(c)}`" for c in range(1, coded))
-    return f"""{coded} **coded models**, made without training from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
+    return f"""{coded} **coded models**, made {HOW[result["coder"]]} from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
 the root of this repository, the others in {folders}. The output of each approximates another weighted average of
 theirs, so when up to {min(coded, experts)} experts are slow or down, their answers are computed from the coded models' and the
-others' — erasure-coded inference, by Fisher averaging ([COIN, arXiv:2409.01420]({PAPER})). On its own each is a
+others' — erasure-coded inference as in [COIN, arXiv:2409.01420]({PAPER}). On its own each is a
 classifier like any merged model."""
 
 
@@ -187,11 +191,28 @@ def _link(model: str) -> str:
     )
 
 
+def _settings(result: dict[str, Any]) -> str:
+    """The rows of the table that belong to the coder alone."""
+    match result["coder"]:
+        case "coin":
+            rows = {
+                "λ": f"{result['lam']:g} ({_chosen(result)})",
+                "Fisher": _fisher(result["fisher"]),
+            }
+        case "task_arithmetic":
+            block = result["task_arithmetic"]
+            foundation = f"{_link(block['foundation'])}, revision `{block['revision']}`"
+            rows = {"foundation": foundation, "α": f"{block['alpha']:g} ({_chosen(result)})"}
+        case coder:
+            rows = {key: f"{value}" for key, value in result.get(coder, {}).items()}
+    return "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+
+
 def _chosen(result: dict[str, Any]) -> str:
-    choice = result["lam_choice"]
     before = result.get("recoded_from")
     if before is not None:
         return "kept when re-coding" if before["lam"] == result["lam"] else "given when re-coding"
+    choice = result["choice"]
     if choice is None:
         return "given in the recipe"
     values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])

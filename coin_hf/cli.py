@@ -123,6 +123,33 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
+    override: Overrides = [],  # noqa: B006
+    style: Annotated[
+        str, typer.Option(metavar="STYLE", help="Of the table: plain, markdown or latex.")
+    ] = "plain",
+    as_json: AsJson = False,
+) -> None:
+    """Compare all coders on a recipe's experts; goes on where an earlier call was stopped."""
+    from coin_hf.recipe import Recipe
+
+    parsed = Recipe.from_yaml(recipe, override)
+    if style not in ("plain", "markdown", "latex"):
+        raise InputError(f"there is no table style '{style}': take plain, markdown or latex")
+    from coin_hf.comparison import compare
+    from coin_hf.comparison_files import save_comparison
+
+    result = compare(parsed, progress=True)
+    if not _speaks():
+        return
+    from coin_hf.comparison_report import comparison_table
+
+    _say(f"saved to {save_comparison(result, Path(str(parsed.output)))}")
+    print(json.dumps(result, indent=2) if as_json else comparison_table(result, style))  # type: ignore[arg-type]
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A coded model.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to push to.")],

@@ -4,10 +4,9 @@ What follows is the ordinary pipeline on the ordinary recipe `demo.yaml`.
 """
 
 import copy
-import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +15,11 @@ import numpy as np
 import timm
 import torch
 from PIL.Image import Image, Resampling, fromarray
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
+from coin_hf.finetuning import fit, freeze_batch_norm, write_timm
 from coin_hf.pipeline import encode
 from coin_hf.preprocessing import timm_preprocessing
 from coin_hf.recipe import Recipe
@@ -30,7 +27,7 @@ from coin_hf.recipe import Recipe
 RECIPE = Path(__file__).with_name("demo.yaml")
 ARCHITECTURE = "resnet50"
 SIZE = 32
-MADE = ("digits", "experts", "coded")
+MADE = ("digits", "experts", "coded", "compared")
 """What a demo's folder holds."""
 
 
@@ -110,6 +107,7 @@ def recipe_in(folder: Path) -> Recipe:
     said = Recipe.from_yaml(RECIPE).dump()
     for expert, name in zip(said["experts"], LABELS, strict=True):
         expert["model"] = str(folder / "experts" / name)
+    said["task_arithmetic"]["foundation"] = str(folder / "experts" / "start")
     for dataset in said["datasets"].values():
         dataset["path"] = str(folder / "digits")
     return Recipe.from_dict({**said, "output": str(folder / "coded")}, source=str(RECIPE))
@@ -151,7 +149,7 @@ def make_experts(
 
     Args:
         digits: The dataset folder.
-        folder: Where the experts go, each a timm repository.
+        folder: Where the experts go, each a timm repository; the start they share, as `start`, too.
         architecture: timm's name of their architecture.
         groups: The digits of each expert, by its name.
     """
@@ -167,15 +165,14 @@ def make_experts(
         y = torch.tensor(data["label"][:])
         _train(start.train(), x, y, "shared start", START)
         start.reset_classifier(10)
+        _save(start, folder / "start", architecture, "handwritten digits, head not trained")
         for name, labels in groups.items():
             mine = torch.isin(y, torch.tensor(labels))
             expert = copy.deepcopy(start)
-            # eval() freezes the BatchNorm statistics, as the paper advises: experts with
-            # statistics of their own cannot be averaged well.
-            for parameter in _batch_norm_parameters(expert):
-                parameter.requires_grad_(False)
-            _train(expert.eval(), x[mine], y[mine], f"expert '{name}'", FINE_TUNING)
-            _save(expert, folder / name, architecture, labels)
+            freeze_batch_norm(expert.eval())
+            _train(expert, x[mine], y[mine], f"expert '{name}'", FINE_TUNING)
+            of = f"the handwritten digits {labels[0]} to {labels[-1]}, BatchNorm frozen"
+            _save(expert, folder / name, architecture, of)
 
 
 def _load_digits() -> Any:
@@ -207,41 +204,36 @@ def _data_config() -> dict[str, object]:
     }
 
 
-def _batch_norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    return [parameter for norm in norms for parameter in norm.parameters()]
-
-
 def _train(model: nn.Module, x: Tensor, y: Tensor, title: str, training: Training) -> None:
-    """Train on cross entropy with AdamW, in the mode the model is in."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=training.lr)
-    batches = range(0, len(x) - BATCH + 1, BATCH)
-    with tqdm(total=training.epochs * len(batches), desc=title, unit="batch") as bar:
-        for _ in range(training.epochs):
-            order = torch.randperm(len(x))
-            for start in batches:
-                rows = order[start : start + BATCH]
-                optimizer.zero_grad()
-                cross_entropy(model(x[rows]), y[rows]).backward()
-                optimizer.step()
-                bar.update()
+    """Train in the mode the model is in, on whole batches alone."""
+
+    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:
+            yield x[rows], y[rows]
+
+    fit(
+        model,
+        batches,
+        epochs=training.epochs,
+        lr=training.lr,
+        weight_decay=0.01,
+        batches=len(x) // BATCH,
+        title=title,
+    )
 
 
-def _save(model: nn.Module, folder: Path, architecture: str, labels: Sequence[int]) -> None:
+def _save(model: nn.Module, folder: Path, architecture: str, of: str) -> None:
     """Write a network as a timm repository."""
-    folder.mkdir(parents=True)
-    config = {
-        "architecture": architecture,
-        "num_classes": 10,
-        "label_names": [str(i) for i in range(10)],
-        "pretrained_cfg": {**_data_config(), "interpolation": "bicubic"},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "README.md").write_text(
+    card = (
         "---\nlibrary_name: timm\ntags: [image-classification]\n---\n"
-        f"# {architecture} for the handwritten digits {labels[0]} to {labels[-1]}\n"
-        "Fine-tuned by `coin-hf demo` on scikit-learn's digits at 32x32, BatchNorm frozen.\n",
-        encoding="utf-8",
+        f"# {architecture} for {of}\n"
+        "Trained by `coin-hf demo` on scikit-learn's digits at 32x32.\n"
+    )
+    write_timm(
+        folder,
+        model,
+        architecture,
+        label_names=[str(i) for i in range(10)],
+        pretrained_cfg={**_data_config(), "interpolation": "bicubic"},
+        card=card,
     )

@@ -167,6 +167,7 @@ def evaluate_erasures(
     accelerator: Accelerator,
     threshold: float | None = None,
     progress: bool = False,
+    known: dict[tuple[int, int], list[Tensor]] | None = None,
 ) -> Measurement:
     """Measure every erasure of up to M experts, each missing expert on its own test set.
 
@@ -185,10 +186,13 @@ def evaluate_erasures(
         accelerator: The processes.
         threshold: Parity residual above which answers count as corrupted.
         progress: Show a bar on stderr, in the main process.
+        known: The experts' logits by test set and batch, from an earlier call with the same
+            experts, test sets and settings; what is not there yet is computed and added.
 
     Returns:
         The measurement, the same in every process.
     """
+    known = {} if known is None else known
     dtype = next(next(iter(experts.values())).parameters()).dtype
     patterns, possible = erasure_patterns(len(experts), code.coded, seed=seed)
     shard = (accelerator.process_index, accelerator.num_processes)
@@ -207,7 +211,9 @@ def evaluate_erasures(
         for number, rows in bar:
             images = torch.stack([preprocessing(row.image) for row in rows])  # (B, C, H, W)
             x = images.to(accelerator.device, dtype)
-            f = [call(model, x).cpu() for model in experts.values()]
+            if (i, number) not in known:
+                known[i, number] = [call(model, x).cpu() for model in experts.values()]
+            f = known[i, number]
             c = {key: [call(model, x).cpu() for model in models] for key, models in coded.items()}
             part = _measure(i, mine, f, c, code, threshold)
             part["labels"] = torch.tensor([row.truth for row in rows])

@@ -163,6 +163,23 @@ class LabelledImages:
             )
         return rows
 
+    def positions(self) -> np.ndarray:
+        """Positions of all rows that pass the label filter, ascending.
+
+        Raises:
+            InputError: If the split is streamed.
+        """
+        if not isinstance(self.data, Dataset):
+            raise InputError(
+                f"dataset '{self.name}' is streamed, which has no positions: set "
+                f"datasets.{self.name}.streaming to false"
+            )
+        return self._positions(self.data)
+
+    def row(self, position: int) -> Row:
+        """Return the row at one of these positions."""
+        return next(self._rows_at(np.array([position])))
+
     def batches(
         self, batch_size: int, *, limit: int | None, seed: Sequence[int], shard: tuple[int, int]
     ) -> Iterator[tuple[int, list[Row]]]:

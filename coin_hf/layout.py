@@ -26,6 +26,8 @@ COIN_KEYS = (
     "fisher",
     "evaluation",
 )
+SETTINGS = ("task_arithmetic", "regmean", "distillation")
+"""Blocks of coders' settings; the one of the coder used is recorded."""
 RESULT_KEYS = (*COIN_KEYS, "erasures", "mean_nda", "run")
 """What a reader of coin.json and of result.json relies on."""
 

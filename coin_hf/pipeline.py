@@ -1,19 +1,15 @@
 """The line from recipe to coded ensemble, readable top to bottom."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
-from coin_hf.betas import Rows
-from coin_hf.calibration import Calibration, calibrate
-from coin_hf.coded import build_coded, load
-from coin_hf.coders import average, average_buffers, fisher_average
+from coin_hf.calibration import Calibration
+from coin_hf.coders import average
+from coin_hf.coding import build_all, calibrate_on, code, timed
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
@@ -21,12 +17,10 @@ from coin_hf.evaluation import Measurement, evaluate_erasures
 from coin_hf.experts import Expert
 from coin_hf.hub import pin
 from coin_hf.images import LabelledImages
-from coin_hf.outputs import logits_of
-from coin_hf.preparation import compute_fishers, draw, load_experts, open_tests
-from coin_hf.recipe import Recipe
+from coin_hf.offers import Task
+from coin_hf.preparation import draw, load_experts, open_tests
+from coin_hf.recipe import Contender, Recipe, TaskArithmeticBlock
 from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
-from coin_hf.samples import Samples
-from coin_hf.selection import LAM_CANDIDATES, choose
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -48,7 +42,19 @@ def resolve(recipe: Recipe) -> Recipe:
         )
         for expert in recipe.experts
     ]
-    return _pin_datasets(recipe.model_copy(update={"experts": tuple(experts)}))
+    changes = {"experts": tuple(experts), **_pinned_foundation(recipe)}
+    if recipe.compare.coders is not None:
+        coders = [each.model_copy(update=_pinned_foundation(each)) for each in recipe.contenders]
+        changes["compare"] = recipe.compare.model_copy(update={"coders": tuple(coders)})
+    return _pin_datasets(recipe.model_copy(update=changes))
+
+
+def _pinned_foundation(block: Recipe | Contender) -> dict[str, TaskArithmeticBlock]:
+    given = block.task_arithmetic
+    if given is None:
+        return {}
+    revision = pin(given.foundation, given.revision)
+    return {"task_arithmetic": given.model_copy(update={"revision": revision})}
 
 
 def encode(
@@ -56,8 +62,8 @@ def encode(
 ) -> CodedEnsemble:
     """Make coded models from experts, and measure them.
 
-    Recipe -> experts -> samples -> Fisher -> lambda -> coded models -> every erasure decoded. Under
-    `accelerate launch` or `torchrun` the Fisher and all forward passes are shared out among the
+    Recipe -> experts -> samples -> coder -> coded models -> every erasure decoded. Under
+    `accelerate launch` or `torchrun` the coder's passes and all others are shared out among the
     processes; the result is the same in each.
 
     Args:
@@ -80,47 +86,32 @@ def encode(
     """
     accelerator, seconds = Accelerator(), dict[str, float]()
     recipe = resolve(recipe)
-    rows = ErasureCode(recipe.coding_weights).rows
-    with _timed(seconds, "load"):
+    with timed(seconds, "load"):
         experts = load_experts(recipe, accelerator)
         samples = draw(recipe, experts[0], accelerator)
         test_sets = open_tests(recipe, experts, accelerator)
-    fitting, choosing = samples.split(recipe.samples.held_out)
-    with _timed(seconds, "fisher"):
-        folder = None if resume is None else Path(resume)
-        fishers = compute_fishers(recipe, experts, fitting, accelerator, progress, folder)
-    thetas = [expert.parameters for expert in experts]
-
-    def coin(lam: float) -> list[dict[str, Tensor]]:
-        return [fisher_average(thetas, fishers, betas=row, lam=lam) for row in rows]
-
-    coded = _build(experts, coin(LAM_CANDIDATES[0]), rows)
-    choice = None
-    with _timed(seconds, "choice"):
-        logits = _on_samples(choosing, recipe, accelerator)
-        expert_logits = [logits(expert.model) for expert in experts]
-        if recipe.lam == "auto":
-
-            def coded_logits(lam: float) -> list[Tensor]:
-                _load_all(coded, coin(lam))
-                return [logits(each.model) for each in coded]
-
-            own, code = _own(recipe, choosing), ErasureCode(rows)
-            choice = choose(LAM_CANDIDATES, coded_logits, expert_logits, choosing, code, own=own)
-        lam = choice.value if choice else float(recipe.lam)
-        _load_all(coded, coin(lam))
-        finished = [logits(each.model) for each in coded]
-        calibration = calibrate(expert_logits, finished, ErasureCode(rows))
-    code = ErasureCode(rows, losses=calibration.losses)
-    with _timed(seconds, "evaluation"):
+    folder = None if resume is None else Path(resume)
+    task = Task(recipe, experts, samples, accelerator, progress, folder)
+    coding = code(task)
+    with timed(seconds, "calibration"):
+        calibration = calibrate_on(task, coding.coded)
+    erasure_code = ErasureCode(recipe.coding_weights, losses=calibration.losses)
+    with timed(seconds, "evaluation"):
         measurement = _evaluate(
-            recipe, coded, experts, test_sets, code, calibration.threshold, accelerator, progress
+            recipe,
+            coding.coded,
+            experts,
+            test_sets,
+            erasure_code,
+            calibration.threshold,
+            accelerator,
+            progress,
         )
-    record = coin_record(recipe, experts, samples, lam, calibration)
-    run = {**_machine(accelerator), "seconds": seconds}
-    result = result_record(record, experts, choice, measurement, run)
-    kept = fishers if recipe.fisher.save else None
-    return CodedEnsemble(coded, code, record, result, experts, kept)
+    record = coin_record(coding.recipe, experts, samples, calibration)
+    run = {**machine(accelerator), "seconds": {**seconds, **coding.seconds}, **coding.cost()}
+    result = result_record(record, experts, coding.dump_choice(), measurement, run)
+    kept = coding.fishers if recipe.fisher.save else None
+    return CodedEnsemble(coding.coded, erasure_code, record, result, experts, kept)
 
 
 def evaluate(
@@ -159,7 +150,7 @@ def evaluate(
     )
     code = ErasureCode(ensemble.code.rows, losses=calibration["losses"])
     threshold = calibration["threshold"]
-    with _timed(seconds, "evaluation"):
+    with timed(seconds, "evaluation"):
         measurement = _evaluate(
             recipe,
             ensemble.coded_models,
@@ -177,7 +168,7 @@ def evaluate(
         "evaluation": said["evaluation"],
         **measured(measurement),
         "calibration": calibration,
-        "run": {**_machine(accelerator), "seconds": seconds, "versions": environment()},
+        "run": {**machine(accelerator), "seconds": seconds, "versions": environment()},
     }
 
 
@@ -206,56 +197,11 @@ def _pin_datasets(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"datasets": datasets})
 
 
-def _build(
-    experts: Sequence[Expert], thetas: Sequence[dict[str, Tensor]], rows: Rows
-) -> list[Expert]:
-    """Make the coded networks from their parameters; each row averages the buffers."""
-    buffers = [expert.buffers for expert in experts]
-    return [
-        build_coded(experts, theta, average_buffers(buffers, betas=row), number=c)
-        for c, (theta, row) in enumerate(zip(thetas, rows, strict=True))
-    ]
-
-
-def _load_all(coded: Sequence[Expert], thetas: Sequence[dict[str, Tensor]]) -> None:
-    for each, theta in zip(coded, thetas, strict=True):
-        load(each.model, theta, {})
-
-
-def _on_samples(
-    samples: Samples, recipe: Recipe, accelerator: Accelerator
-) -> Callable[[nn.Module], Tensor]:
-    """Return what gives a network's logits (P, K) on the samples."""
-
-    def logits(model: nn.Module) -> Tensor:
-        inputs = samples.inputs.to(next(model.parameters()).dtype)
-        batch_size = recipe.evaluation.batch_size
-        return logits_of(model, inputs, batch_size=batch_size, accelerator=accelerator)
-
-    return logits
-
-
-def _own(recipe: Recipe, samples: Samples) -> list[Tensor]:
-    """For each expert mark the samples it is judged on: its own draw, or what is nearest to it."""
-    names, keys = list(recipe.draws), list(recipe.draws.values())
-    marks = []
-    for block in recipe.experts:
-        draws = [k for k, name in enumerate(names) if name == block.label]
-        draws = draws or [k for k, key in enumerate(keys) if key == block.dataset]
-        marks.append(torch.isin(samples.sources, torch.tensor(draws or range(len(names)))))
-    return marks
-
-
 def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, accelerator: Accelerator) -> Calibration:
     """Calibrate a re-coded ensemble on the samples its experts' Fishers were taken on."""
     experts = ensemble.experts or ()
-    samples = draw(recipe, experts[0], accelerator).split(recipe.samples.held_out)[1]
-    logits = _on_samples(samples, recipe, accelerator)
-    return calibrate(
-        [logits(expert.model) for expert in experts],
-        [logits(coded.model) for coded in ensemble.coded_models],
-        ensemble.code,
-    )
+    samples = draw(recipe, experts[0], accelerator)
+    return calibrate_on(Task(recipe, experts, samples, accelerator), ensemble.coded_models)
 
 
 def _evaluate(
@@ -270,7 +216,7 @@ def _evaluate(
 ) -> Measurement:
     """Measure the coded models, plain averaging beside them, and the controls."""
     thetas = [expert.parameters for expert in experts]
-    averaged = _build(experts, [average(thetas, betas=row) for row in code.rows], code.rows)
+    averaged = build_all(experts, [average(thetas, betas=row) for row in code.rows], code.rows)
     return evaluate_erasures(
         {expert.name: expert.model for expert in experts},
         {
@@ -289,15 +235,8 @@ def _evaluate(
     )
 
 
-def _machine(accelerator: Accelerator) -> dict[str, Any]:
+def machine(accelerator: Accelerator) -> dict[str, Any]:
+    """Say on what a run is made."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "processes": accelerator.num_processes}
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Record the wall time of a step."""
-    start = time.perf_counter()
-    yield
-    seconds[step] = round(time.perf_counter() - start, 2)

@@ -18,6 +18,7 @@ from pydantic import (
     StrictStr,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -26,6 +27,7 @@ from coin_hf.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError
 
 Library = Literal["auto", "timm", "transformers"]
+Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
 
 
 def _number(value: Any) -> Any:
@@ -36,6 +38,7 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+Lam = Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
 
 
 def _shape(betas: Any) -> str:
@@ -126,6 +129,85 @@ class FisherBlock(_Block):
     without data; `half` saves them in 16 bits and also codes with what is saved."""
 
 
+class TaskArithmeticBlock(_Block):
+    """theta_0 + alpha sum_i (theta_i - theta_0)."""
+
+    foundation: str
+    """Hub id or folder of theta_0, from which the experts were fine-tuned; with their head."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
+    alpha: Annotated[Number, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Scale of the task vectors; `auto` picks among 0.05 ... 1.0 by 0.05 on the samples."""
+
+
+class RegMeanBlock(_Block):
+    """Least squares, map by map, on the inputs that the experts see."""
+
+    mode: Literal["linear", "conv"] = "linear"
+    """Which maps: `linear`, fully connected layers; `conv`, dense convolutions as well."""
+    scale: Annotated[Number, Field(ge=0, le=1)] = 0.9
+    """What the off-diagonals of the Gram matrices are multiplied by."""
+
+
+class DistillationBlock(_Block):
+    """Training on the coding loss, from the averaged parameters, by AdamW."""
+
+    epochs: Annotated[StrictInt, Field(ge=1)] = 20
+    """Passes over the samples."""
+    lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    """Learning rate."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 8
+    """Samples of one step, over all processes."""
+    weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Weight decay."""
+
+
+class Contender(_Block):
+    """One row of a comparison: a coder, and what is set otherwise than in the recipe."""
+
+    coder: Coder
+    """Which coder."""
+    name: str | None = None
+    """What the row is called; by default as the coder."""
+    lam: Lam | None = None
+    """In place of the recipe's `lam`."""
+    fisher: FisherBlock | None = None
+    """In place of the recipe's block."""
+    task_arithmetic: TaskArithmeticBlock | None = None
+    """In place of the recipe's block."""
+    regmean: RegMeanBlock | None = None
+    """In place of the recipe's block."""
+    distillation: DistillationBlock | None = None
+    """In place of the recipe's block."""
+
+    @property
+    def label(self) -> str:
+        """The name of its rows."""
+        return self.name or self.coder
+
+
+class CompareBlock(_Block):
+    """The rows of a comparison: every coder, on every draw of the samples."""
+
+    coders: Annotated[tuple[Contender, ...], Field(min_length=1)] | None = None
+    """Names of coders, or blocks `{coder, name, ...}` with settings of their own; by default all
+    coders, `task_arithmetic` where its foundation is given."""
+    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of the samples' draw."""
+    per_expert: (
+        Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)] | None
+    ) = None
+    """Several P', for NDA against the number of samples; by default that of `samples`."""
+
+    @field_validator("coders", mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        """Take a name as a block."""
+        if not isinstance(data, list | tuple):
+            return data
+        return [{"coder": each} if isinstance(each, str) else each for each in data]
+
+
 class EvaluationBlock(_Block):
     """Where NDA is measured; never looked at for a choice."""
 
@@ -206,14 +288,23 @@ class Recipe(_Block):
     coded: Annotated[StrictInt, Field(ge=1)] | None = None
     """How many coded models to make, instead of `betas`: their betas are designed so that errors
     are amplified little, as `coin-hf code` shows them."""
-    coder: Literal["coin"] = "coin"
-    """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420."""
-    lam: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    coder: Coder = "coin"
+    """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420; the others
+    are its rivals, each with a block of settings of its name."""
+    lam: Lam = "auto"
     """Penalty lambda, one for all coded models; `auto` picks among 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()
     """Exact or estimated, how many samples at once, and whether it is saved."""
+    task_arithmetic: TaskArithmeticBlock | None = None
+    """Settings of the coder `task_arithmetic`, which needs them."""
+    regmean: RegMeanBlock = RegMeanBlock()
+    """Settings of the coder `regmean`."""
+    distillation: DistillationBlock = DistillationBlock()
+    """Settings of the coder `distillation`."""
+    compare: CompareBlock = CompareBlock()
+    """What `coin-hf compare` compares."""
     evaluation: EvaluationBlock = EvaluationBlock()
     """Where NDA is measured."""
     output: str | None = None
@@ -273,6 +364,7 @@ class Recipe(_Block):
                     f"the draw '{name}' names the dataset '{key}', but `datasets` holds "
                     f"{', '.join(self.datasets)}{_did_you_mean(key, self.datasets)}"
                 )
+        self._check_coders()
         for key, dataset in self.datasets.items():
             if dataset.split == self.evaluation.split:
                 raise ValueError(
@@ -280,6 +372,54 @@ class Recipe(_Block):
                     "NDA is measured: choose another `split`, or another `evaluation.split`"
                 )
         return self
+
+    def _check_coders(self) -> None:
+        if self.fisher.save and self.coder != "coin":
+            raise ValueError(
+                f"fisher.save: the coder '{self.coder}' computes no Fishers: leave `save` out, or "
+                "take the coder 'coin'"
+            )
+        labels = [contender.label for contender in self.contenders]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(
+                    f"two entries of compare.coders are named '{label}': give each its own `name`"
+                )
+        for recipe in (self, *(self.with_coder(contender) for contender in self.contenders)):
+            if recipe.coder == "task_arithmetic":
+                recipe.foundation  # noqa: B018  # or it raises
+
+    @property
+    def foundation(self) -> TaskArithmeticBlock:
+        """The settings of task arithmetic.
+
+        Raises:
+            InputError: If the recipe has none.
+        """
+        if self.task_arithmetic is None:
+            raise InputError(
+                "the coder 'task_arithmetic' needs the parameters from which the experts were "
+                "fine-tuned: add `task_arithmetic: {foundation: HUB ID OR FOLDER}`"
+            )
+        return self.task_arithmetic
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """The coders that `compare` compares."""
+        if self.compare.coders is not None:
+            return self.compare.coders
+        known = ("task_arithmetic",) if self.task_arithmetic else ()
+        names = ("averaging", *known, "regmean", "distillation", "coin")
+        return tuple(Contender(coder=name) for name in names)
+
+    def with_coder(self, contender: Contender) -> "Recipe":
+        """Return the recipe with one of its contenders as its coder, the settings its own."""
+        changes = {
+            key: value
+            for key in ("coder", "lam", "fisher", "task_arithmetic", "regmean", "distillation")
+            if (value := getattr(contender, key)) is not None
+        }
+        return self.model_copy(update=changes)
 
     @property
     def coding_weights(self) -> Row | tuple[Row, ...]:
@@ -453,6 +593,10 @@ def _expected(finding: ErrorDetails) -> str:
             return f"at least {limits['ge']:g}"
         case "less_than":
             return f"less than {limits['lt']:g}"
+        case "greater_than":
+            return f"more than {limits['gt']:g}"
+        case "less_than_equal":
+            return f"at most {limits['le']:g}"
     return finding["msg"].removeprefix("Input should be ")
 
 
@@ -476,8 +620,13 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
         "datasets": DatasetBlock,
         "samples": SamplesBlock,
         "fisher": FisherBlock,
+        "task_arithmetic": TaskArithmeticBlock,
+        "regmean": RegMeanBlock,
+        "distillation": DistillationBlock,
+        "compare": CompareBlock,
+        "coders": Contender,
         "evaluation": EvaluationBlock,
         "hub": HubBlock,
     }
-    block = blocks[str(loc[0])] if len(loc) > 1 else Recipe
-    return list(block.model_fields)
+    named = [blocks[str(part)] for part in loc[:-1] if part in blocks]
+    return list((named[-1] if named else Recipe).model_fields)

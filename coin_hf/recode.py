@@ -252,7 +252,7 @@ def _result_record(
     return {
         **result,
         **{key: record[key] for key in ("betas", "lam", "datasets", "recoded_from")},
-        "lam_choice": None,
+        "choice": None,
         "experts": [{**e, "license": licenses[e["name"]]} for e in record["experts"]],
         "samples": {**samples, "count": result["samples"]["count"]},
         **measured(None),

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from coin_hf.hub import local_folder
-from coin_hf.layout import FORMAT
+from coin_hf.layout import FORMAT, SETTINGS
 from coin_hf.recipe import Recipe
 
 if TYPE_CHECKING:  # re-coding writes records too, and has no need of what loads and runs networks
@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # re-coding writes records too, and has no need of what loads
     from coin_hf.evaluation import Erasure, Measurement
     from coin_hf.experts import Expert
     from coin_hf.samples import Samples
-    from coin_hf.selection import Choice
 
 LIBRARIES = (
     "coin-hf",
@@ -33,16 +32,14 @@ def coin_record(
     recipe: Recipe,
     experts: "Sequence[Expert]",
     samples: "Samples",
-    lam: float,
     calibration: "Calibration",
 ) -> dict[str, Any]:
     """Build the content of `coin.json`: what decoding and repeating the run need.
 
     Args:
-        recipe: The recipe, revisions pinned.
+        recipe: The recipe as it was used: revisions pinned, what was chosen in place of `auto`.
         experts: The experts, in order.
         samples: The samples, all of them.
-        lam: The penalty used.
         calibration: What the samples say of the coded models.
 
     Returns:
@@ -62,7 +59,8 @@ def coin_record(
         "library": experts[0].library,
         "coder": recipe.coder,
         "betas": said["betas"],
-        "lam": lam,
+        "lam": said["lam"] if recipe.coder == "coin" else None,
+        **_settings(recipe.coder, said),
         "experts": said["experts"],
         "datasets": said["datasets"],
         "samples": {**said["samples"], "rows": drawn},
@@ -71,6 +69,16 @@ def coin_record(
         "calibration": calibration.dump(),
         "versions": environment(),
     }
+
+
+def _settings(coder: str, said: dict[str, Any]) -> dict[str, Any]:
+    """The settings block of a coder that has one."""
+    if coder not in SETTINGS:
+        return {}
+    block = dict(said[coder])
+    if "foundation" in block:
+        block["foundation"] = place_of(block["foundation"])
+    return {coder: block}
 
 
 def recipe_of(coin: Mapping[str, Any]) -> Recipe:
@@ -85,17 +93,21 @@ def recipe_of(coin: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: If the record is not a valid recipe.
     """
-    keys = ("coder", "betas", "lam", "experts", "datasets", "fisher", "evaluation")
+    keys = ("coder", "betas", "lam", *SETTINGS, "experts", "datasets", "fisher", "evaluation")
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return Recipe.from_dict(
-        {**{key: coin[key] for key in keys}, "samples": samples}, source="coin.json"
+        {
+            **{key: coin[key] for key in keys if coin.get(key) is not None},
+            "samples": samples,
+        },
+        source="coin.json",
     )
 
 
 def result_record(
     coin: Mapping[str, Any],
     experts: "Sequence[Expert]",
-    choice: "Choice | None",
+    choice: Mapping[str, Any] | None,
     measurement: "Measurement",
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -104,9 +116,9 @@ def result_record(
     Args:
         coin: The content of `coin.json`.
         experts: The experts, in order.
-        choice: How lambda was chosen, if it was.
+        choice: How the coder's number was chosen, if it was, as plain data.
         measurement: The measurements.
-        run: Device, number of processes, seconds of each step.
+        run: Device, number of processes, seconds of each step, passes, and what training logged.
 
     Returns:
         Plain data; folders are absolute paths.
@@ -114,9 +126,10 @@ def result_record(
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return {
         **{key: coin[key] for key in ("format", "library", "coder", "betas", "lam")},
-        "architecture": _architecture(experts[0]),
+        "architecture": architecture(experts[0]),
         "num_classes": experts[0].num_classes,
-        "lam_choice": None if choice is None else choice.dump(),
+        **{key: coin[key] for key in SETTINGS if key in coin},
+        "choice": None if choice is None else dict(choice),
         "experts": [
             {**entry, "license": expert.license}
             for entry, expert in zip(coin["experts"], experts, strict=True)
@@ -187,6 +200,7 @@ def place_of(path: str) -> str:
     return path if folder is None else str(folder.absolute())
 
 
-def _architecture(expert: "Expert") -> str:
+def architecture(expert: "Expert") -> str:
+    """Return what its library calls an expert's architecture."""
     name = expert.architecture.get("architecture") or expert.architecture.get("model_type")
     return str(name)

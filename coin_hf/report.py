@@ -10,6 +10,9 @@ Style = Literal["plain", "markdown"]
 TITLES = {
     "coin": "COIN",
     "averaging": "plain averaging",
+    "task_arithmetic": "task arithmetic",
+    "regmean": "RegMean",
+    "distillation": "distillation",
     OUTPUT_AVERAGE: f"{OUTPUT_AVERAGE} (control)",
     NO_CODED_MODEL: f"{NO_CODED_MODEL} (control)",
 }

@@ -276,10 +276,13 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _map_paths(data: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Change where experts and datasets lie, in the content of coin.json or result.json."""
+    """Change where experts, foundation and datasets lie, in coin.json's or result.json's data."""
     experts = [{**expert, "model": change(expert["model"])} for expert in data["experts"]]
     datasets = {key: {**d, "path": change(d["path"])} for key, d in data["datasets"].items()}
-    return {**data, "experts": experts, "datasets": datasets}
+    changed = {**data, "experts": experts, "datasets": datasets}
+    if block := data.get("task_arithmetic"):
+        changed["task_arithmetic"] = {**block, "foundation": change(block["foundation"])}
+    return changed
 
 
 def _relative_to(folder: Path) -> Callable[[str], str]:

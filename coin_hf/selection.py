@@ -64,7 +64,7 @@ def choose(
     if own is None:
         own = [samples.sources == i for i in range(len(expert_logits))]
     scores = [
-        _score(value, coded_logits(value), expert_logits, samples, own, code)
+        {"value": value, **measure(coded_logits(value), expert_logits, samples, code, own=own)}
         for value in candidates
     ]
     by = "nda" if all("nda" in entry for entry in scores) else "agreement"
@@ -72,14 +72,27 @@ def choose(
     return Choice(best["value"], by, len(samples), tuple(scores))
 
 
-def _score(
-    value: float,
+def measure(
     coded: Sequence[Tensor],
     experts: Sequence[Tensor],
     samples: Samples,
-    own: Sequence[Tensor],
     code: ErasureCode,
+    *,
+    own: Sequence[Tensor],
 ) -> dict[str, float]:
+    """Measure coded models on the samples.
+
+    Args:
+        coded: Logits of the M coded models on them, each (P, K).
+        experts: Those of the N experts, each (P, K).
+        samples: The samples.
+        code: The erasure code.
+        own: For each expert which samples it is judged on, shape (P,).
+
+    Returns:
+        `nda` (percent, where there are labels), `agreement` and `coding_loss`, averaged over the
+        patterns of missing experts.
+    """
     found = []
     for pattern in erasure_patterns(len(experts), code.coded)[0]:
         for i in pattern:
@@ -89,14 +102,12 @@ def _score(
             labels = None if samples.labels is None else samples.labels[mine]
             errors = coding_errors(logits, c, code)
             found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
-    entry = {"value": value}
     ndas = [each.nda for each in found]
-    if all(one is not None for one in ndas):
-        entry["nda"] = torch.tensor(ndas, dtype=torch.float64).mean().item()
-    for measure in ("agreement", "coding_loss"):
-        entry[measure] = (
-            torch.tensor([getattr(each, measure) for each in found], dtype=torch.float64)
-            .mean()
-            .item()
-        )
-    return entry
+    known = {} if None in ndas else {"nda": _mean(ndas)}
+    return known | {
+        key: _mean([getattr(each, key) for each in found]) for key in ("agreement", "coding_loss")
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return torch.tensor(values, dtype=torch.float64).mean().item()

@@ -33,25 +33,7 @@ class WorkFolder:
             InputError: If it holds the work of another recipe, or something else.
         """
         self.folder = folder
-        decisive = {key: recipe[key] for key in DECISIVE}
-        file = folder / "recipe.json"
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            file.write_text(json.dumps(decisive, indent=2), encoding="utf-8")
-            return
-        try:
-            kept = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the work folder {folder} holds no work of coin-hf to go on with: remove it, or "
-                "choose another `output`"
-            ) from error
-        different = _first_difference(kept, decisive)
-        if different is not None:
-            raise InputError(
-                f"the work folder {folder} is of another recipe, '{different}' differs: restore "
-                "the recipe, or remove the folder to begin anew"
-            )
+        claim(folder, {key: recipe[key] for key in DECISIVE}, "choose another `output`")
 
     def fisher(self, expert: int, *, rank: int, world: int) -> "FisherFile":
         """Return the checkpoint of one expert's Fisher in one process.
@@ -124,8 +106,66 @@ class FisherFile:
             ) from error
 
 
-def _first_difference(a: Any, b: Any, place: str = "") -> str | None:
-    """The first key, in the recipe's order, under which two recipes differ."""
+def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
+    """Begin a folder of unfinished work, or go on with the one that is there.
+
+    Args:
+        folder: Where it lies; its `recipe.json` says what the work is of.
+        decisive: The part of the recipe on which the work depends, as plain data.
+        way_out: What to do instead where the folder holds something else.
+
+    Raises:
+        InputError: If it holds the work of another recipe, or something else.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: {way_out}")
+    file = folder / "recipe.json"
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    if not file.exists() and all(path == _draft(file) for path in held):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(decisive, indent=2) + "\n")
+        return
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the work folder {folder} holds no work of coin-hf to go on with: remove it, or "
+            f"{way_out}"
+        ) from error
+    different = first_difference(kept, json.loads(json.dumps(decisive)))
+    if different is not None:
+        raise InputError(
+            f"the work folder {folder} is of another recipe, '{different}' differs: restore "
+            "the recipe, or remove the folder to begin anew"
+        )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    _draft(path).write_text(text, encoding="utf-8")
+    os.replace(_draft(path), path)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def first_difference(a: Any, b: Any, place: str = "") -> str | None:
+    """Find the first key, in the order of `b`, under which two recipes differ.
+
+    Args:
+        a: Plain data.
+        b: Plain data.
+        place: The path of keys so far.
+
+    Returns:
+        The path of the key, or None if they are equal.
+    """
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         a, b = dict(enumerate(a)), dict(enumerate(b))
     if not (isinstance(a, dict) and isinstance(b, dict)):
@@ -134,6 +174,6 @@ def _first_difference(a: Any, b: Any, place: str = "") -> str | None:
         inner = f"{place}.{key}" if place else str(key)
         if key not in a or key not in b:
             return inner
-        if (found := _first_difference(a[key], b[key], inner)) is not None:
+        if (found := first_difference(a[key], b[key], inner)) is not None:
             return found
     return None

@@ -89,7 +89,7 @@ def measure(folder: Path, experts: Sequence[int], architecture: str) -> list[dic
                         for key in (
                             "betas",
                             "lam",
-                            "lam_choice",
+                            "choice",
                             "patterns",
                             "mean_nda",
                             "mean_nda_several",

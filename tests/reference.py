@@ -1,7 +1,7 @@
 """Slow, obvious oracles: the paper's formulas in plain Python numbers and loops."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,3 +159,96 @@ def fisher_error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
         float((found[name] - value).abs().max()) / (float(value.max()) + floor)
         for name, value in expected.items()
     )
+
+
+def task_vectors(
+    thetas: Sequence[Mapping[str, Tensor]],
+    foundation: Mapping[str, Tensor],
+    betas: Sequence[float],
+    alpha: float,
+) -> dict[str, Tensor]:
+    """theta_0 + alpha sum_i N beta_i (theta_i - theta_0)."""
+    coded = {}
+    for name, like in thetas[0].items():
+        start = foundation[name].flatten().tolist()
+        values = list(start)
+        for beta, theta in zip(betas, thetas, strict=True):
+            for entry, value in enumerate(theta[name].flatten().tolist()):
+                values[entry] += alpha * len(thetas) * beta * (value - start[entry])
+        coded[name] = torch.tensor(values, dtype=torch.float64).reshape(like.shape)
+    return coded
+
+
+def im2col(
+    image: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> list[list[float]]:
+    """The patches of one image (C, H, W), row by row, each in the order of a flattened weight."""
+    channels, height, width = image.shape
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    rows = []
+    for top in range(-padding[0], height + padding[0] - reach[0] + 1, stride[0]):
+        for left in range(-padding[1], width + padding[1] - reach[1] + 1, stride[1]):
+            row = []
+            for c in range(channels):
+                for a in range(kernel[0]):
+                    for b in range(kernel[1]):
+                        y, x = top + a * dilation[0], left + b * dilation[1]
+                        inside = 0 <= y < height and 0 <= x < width
+                        row.append(float(image[c, y, x]) if inside else 0.0)
+            rows.append(row)
+    return rows
+
+
+def gram(rows: Sequence[Sequence[float]], samples: int) -> Tensor:
+    """(1/P) sum_r x_r x_r^T."""
+    n = len(rows[0])
+    values = [[0.0] * n for _ in range(n)]
+    for row in rows:
+        for a in range(n):
+            for b in range(n):
+                values[a][b] += row[a] * row[b] / samples
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def least_squares(
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    betas: Sequence[float],
+    scale: float,
+) -> Tensor:
+    """argmin_W sum_i beta_i E ||x (W - W_i)||^2 by `lstsq` over inputs[i], (P, n); (outputs, n).
+
+    Off-diagonals scaled by a are the Gram of sqrt(a) x beside each entry alone, sqrt(1 - a) x_n.
+    """
+    rows, answers = [], []
+    for x, w, beta in zip(inputs, weights, betas, strict=True):
+        own = torch.diag(x.square().mean(0).sqrt())
+        stacked = torch.cat([(beta * scale / len(x)) ** 0.5 * x, (beta * (1 - scale)) ** 0.5 * own])
+        rows.append(stacked)
+        answers.append(stacked @ w.T)
+    found = torch.linalg.lstsq(torch.cat(rows), torch.cat(answers), driver="gelsd")
+    return found.solution.T
+
+
+def adamw(
+    theta: list[float],
+    gradient_of: Callable[[list[float], list[int]], list[float]],
+    batches: Sequence[list[int]],
+    *,
+    lr: float,
+    weight_decay: float,
+) -> list[float]:
+    """AdamW in plain numbers (arXiv:1711.05101, algorithm 2), torch's default momenta."""
+    first, second = [0.0] * len(theta), [0.0] * len(theta)
+    for step, batch in enumerate(batches, start=1):
+        gradient = gradient_of(theta, batch)
+        for k, g in enumerate(gradient):
+            first[k] = 0.9 * first[k] + 0.1 * g
+            second[k] = 0.999 * second[k] + 0.001 * g * g
+            m, v = first[k] / (1 - 0.9**step), second[k] / (1 - 0.999**step)
+            theta[k] -= lr * weight_decay * theta[k] + lr * m / (v**0.5 + 1e-8)
+    return theta

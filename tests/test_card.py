@@ -87,7 +87,7 @@ def test_every_number_comes_from_the_result(result: dict[str, Any]) -> None:
     changed = copy.deepcopy(result)
     changed["betas"] = [0.375, 0.625]
     changed["lam"] = 0.03125
-    changed["lam_choice"] = None
+    changed["choice"] = None
     changed["samples"] |= {"count": 777, "per_expert": 388, "seed": 99, "held_out": 0.5}
     changed["erasures"][0] |= {"points": 4321, "expert_accuracy": 0.111}
     changed["erasures"][0]["scores"]["coin"] = {

@@ -40,6 +40,7 @@ def test_the_recipe_is_the_packaged_one_and_names_what_the_demo_makes() -> None:
     assert {name: block.labels for name, block in recipe.datasets.items()} == {
         name: tuple(labels) for name, labels in demo.LABELS.items()
     }
+    assert recipe.foundation.foundation == str(default / "experts" / "start")
     assert recipe.lam == "auto"
     assert recipe.output == str(default / "coded")
 
@@ -88,6 +89,10 @@ def test_two_experts_of_one_start_with_batch_norm_frozen(data: Path, tmp_path: P
     assert not torch.equal(low.buffers[statistics], fresh[statistics])
     config = json.loads((tmp_path / "experts" / "low" / "config.json").read_text())
     assert config["architecture"] == "test_resnet"
+    # The start differs from both in all but BatchNorm.
+    start = load_expert(str(tmp_path / "experts" / "start")).model.state_dict()
+    for name, value in low.model.state_dict().items():
+        assert torch.equal(value, start[name]) == (name in norms), name
     # Made again, they are the same.
     demo.make_experts(few, tmp_path / "again", "test_resnet")
     again = load_expert(str(tmp_path / "again" / "low"))

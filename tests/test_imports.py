@@ -20,8 +20,10 @@ LINE = [
     "coders", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "preparation", "pipeline", "joining", "recode", "tuning", "publishing",
-    "demo", "cli_codes", "cli", "__main__",
+    "ensemble", "preparation", "offers", "coding", "memory", "pipeline",
+    "summary", "comparison", "comparison_report", "comparison_figures", "comparison_files",
+    "joining", "recode", "tuning", "publishing",
+    "finetuning", "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""
 

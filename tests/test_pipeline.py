@@ -157,7 +157,7 @@ def test_the_parameters_are_those_of_the_recorded_samples(coded: Path) -> None:
 
 def test_lambda_is_the_best_candidate_and_the_result_says_by_what(coded: Path) -> None:
     result = result_of(coded)
-    choice = result["lam_choice"]
+    choice = result["choice"]
     assert (choice["by"], choice["samples"]) == ("nda", 16)
     assert [entry["value"] for entry in choice["scores"]] == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     best = max(choice["scores"], key=lambda entry: (entry["nda"], -entry["coding_loss"]))
@@ -185,8 +185,8 @@ def test_without_labels_lambda_is_chosen_by_agreement(world: Path, tmp_path: Pat
     result = encode(
         Recipe.from_dict({**recipe_dict(world), "lam": "auto", "datasets": blocks})
     ).result
-    assert result["lam_choice"]["by"] == "agreement"
-    assert all("nda" not in entry for entry in result["lam_choice"]["scores"])
+    assert result["choice"]["by"] == "agreement"
+    assert all("nda" not in entry for entry in result["choice"]["scores"])
     assert [erasure["points"] for erasure in result["erasures"]] == [40, 40]
 
 
@@ -194,7 +194,7 @@ def test_held_out_samples_alone_choose_lambda(world: Path) -> None:
     samples = {"per_expert": 8, "held_out": 0.25}
     given = Recipe.from_dict({**recipe_dict(world), "samples": samples, "lam": "auto"})
     result = encode(given).result
-    assert result["lam_choice"]["samples"] == 4
+    assert result["choice"]["samples"] == 4
     assert result["samples"]["count"] == 16
 
 

@@ -78,7 +78,7 @@ def test_the_same_model_and_numbers_in_any_number_of_processes(
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
     one = json.loads((alone / "result.json").read_text())
-    keys = ("betas", "lam", "lam_choice", "samples", "erasures", "mean_nda")
+    keys = ("betas", "lam", "choice", "samples", "erasures", "mean_nda")
     for key in keys:
         assert same(result[key], one[key]), (key, result[key], one[key])
     assert sum(erasure["points"] for erasure in result["erasures"]) == 100

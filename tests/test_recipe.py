@@ -58,7 +58,8 @@ def test_default_betas_are_equal(n: int) -> None:
         (
             {"zzz": 1},
             "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, coder, lam, "
-            "samples, fisher, evaluation, output, hub",
+            "samples, fisher, task_arithmetic, regmean, distillation, compare, evaluation, output, "
+            "hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),
         ({"evaluation": {"batchsize": 1}}, "unknown key 'evaluation.batchsize', did you mean "),
@@ -128,7 +129,11 @@ def test_bad_betas(betas: Any, expected: str) -> None:
         ({"lam": True}, "'lam': expected a number or 'auto', got True"),
         ({"lam": [0.1]}, "'lam': expected a number or 'auto', got [0.1]"),
         ({"lam": float("inf")}, "'lam': expected a finite number or 'auto', got inf"),
-        ({"coder": "coins"}, "'coder': expected 'coin', got 'coins'"),
+        (
+            {"coder": "coins"},
+            "'coder': expected 'coin', 'averaging', 'task_arithmetic', 'regmean' or "
+            "'distillation', got 'coins'",
+        ),
         ({"samples": 3}, "'samples': expected keys with values, got 3"),
         ({"samples": {"per_expert": 0}}, "'samples.per_expert': expected at least 1, got 0"),
         (
@@ -289,6 +294,74 @@ class TestYaml:
         assert not flag.exists()
 
 
+class TestCoders:
+    def test_by_default_all_are_compared_task_arithmetic_where_it_can_be(self) -> None:
+        def names(**keys: Any) -> list[str]:
+            return [each.label for each in Recipe.from_dict({**BASE, **keys}).contenders]
+
+        assert names() == ["averaging", "regmean", "distillation", "coin"]
+        assert "task_arithmetic" in names(task_arithmetic={"foundation": "me/start"})
+
+    def test_a_contender_has_settings_of_its_own(self) -> None:
+        coders = ["coin", {"coder": "regmean", "name": "all maps", "regmean": {"mode": "conv"}}]
+        recipe = Recipe.from_dict({**BASE, "lam": 0.1, "compare": {"coders": coders}})
+        assert [each.label for each in recipe.contenders] == ["coin", "all maps"]
+        coin, regmean = (recipe.with_coder(each) for each in recipe.contenders)
+        assert (coin.coder, coin.lam, coin.regmean.mode) == ("coin", 0.1, "linear")
+        assert (regmean.coder, regmean.regmean.mode) == ("regmean", "conv")
+        assert regmean.experts == recipe.experts
+        assert Recipe.from_dict(recipe.dump()) == recipe
+
+    @pytest.mark.parametrize(
+        ("keys", "expected"),
+        [
+            (
+                {"coder": "task_arithmetic"},
+                "recipe: the coder 'task_arithmetic' needs the parameters from which the experts "
+                "were fine-tuned: add `task_arithmetic: {foundation: HUB ID OR FOLDER}`",
+            ),
+            (
+                {"compare": {"coders": ["coin", "task_arithmetic"]}},
+                "recipe: the coder 'task_arithmetic' needs the parameters from which the experts "
+                "were fine-tuned: add `task_arithmetic: {foundation: HUB ID OR FOLDER}`",
+            ),
+            (
+                {"compare": {"coders": ["coin", "coin"]}},
+                "recipe: two entries of compare.coders are named 'coin': give each its own `name`",
+            ),
+            (
+                {"task_arithmetic": {"foundation": "a/b", "alpha": 1.5}},
+                "recipe: 'task_arithmetic.alpha': expected at most 1 or 'auto', got 1.5",
+            ),
+            (
+                {"task_arithmetic": {"foundation": "a/b", "alpha": 0}},
+                "recipe: 'task_arithmetic.alpha': expected more than 0 or 'auto', got 0",
+            ),
+            (
+                {"regmean": {"mode": "convolution"}},
+                "recipe: 'regmean.mode': expected 'linear' or 'conv', got 'convolution'",
+            ),
+            (
+                {"compare": {"coders": [{"coder": "regmean", "regmean": {"mod": "conv"}}]}},
+                "recipe: unknown key 'compare.coders.0.regmean.mod', did you mean 'mode'?",
+            ),
+            (
+                {"coder": "averaging", "fisher": {"save": True}},
+                "recipe: fisher.save: the coder 'averaging' computes no Fishers: leave `save` out, "
+                "or take the coder 'coin'",
+            ),
+            (
+                {"compare": {"seed": [1]}},
+                "recipe: unknown key 'compare.seed', did you mean 'seeds'?",
+            ),
+        ],
+    )
+    def test_bad_ones(self, keys: Data, expected: str) -> None:
+        with pytest.raises(InputError) as caught:
+            Recipe.from_dict({**BASE, **keys})
+        assert str(caught.value) == expected
+
+
 class TestOverrides:
     def test_they_reach_every_place(self, tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
@@ -357,7 +430,7 @@ class TestSchema:
         return [self.schema, *self.schema["$defs"].values()]
 
     def test_every_object_is_closed(self) -> None:
-        assert len(self.blocks()) == 7
+        assert len(self.blocks()) == 12
         for block in self.blocks():
             assert block["type"] == "object"
             assert block["additionalProperties"] is False
@@ -389,4 +462,4 @@ class TestSchema:
                     walk(value)
 
         walk(self.schema)
-        assert len(set(found)) == 6
+        assert len(set(found)) == 11

@@ -181,7 +181,7 @@ def test_the_new_repository_claims_no_measurement(three: Path, tmp_path: Path) -
         "datasets": result["datasets"],
     }
     assert (result["erasures"], result["mean_nda"], result["detection"]) == ([], {}, [])
-    assert (result["calibration"], result["lam_choice"]) == (None, None)
+    assert (result["calibration"], result["choice"]) == (None, None)
     assert result["recoded_from"]["lam"] == 0.01
     assert not (tmp_path / "c" / "nda.png").exists()
     card = (tmp_path / "c" / "README.md").read_text()

@@ -40,7 +40,14 @@ def test_the_result_names_what_it_was_measured_on(coded: Path) -> None:
     assert result["samples"]["count"] == 16
     assert result["run"]["device"] == "cpu"
     assert result["run"]["processes"] == 1
-    assert set(result["run"]["seconds"]) == {"load", "fisher", "choice", "evaluation"}
+    assert set(result["run"]["seconds"]) == {
+        "load",
+        "prepare",
+        "choice",
+        "parameters",
+        "calibration",
+        "evaluation",
+    }
     assert set(result["run"]["versions"]) == {"python", *LIBRARIES}
     for entry in result["experts"]:
         assert set(entry) == {"model", "revision", "name", "library", "dataset", "license"}

@@ -46,7 +46,7 @@ RESULT = {
     **{k: v for k, v in json.loads(COIN).items() if k != "versions"},
     "architecture": "test_resnet",
     "num_classes": 10,
-    "lam_choice": None,
+    "choice": None,
     "erasures": [],
     "mean_nda": {},
     "run": {},

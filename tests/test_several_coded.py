@@ -271,7 +271,7 @@ def test_all_experts_may_be_missing(world: Path, tmp_path: Path) -> None:
 
 def test_lambda_is_one_number_for_all_coded_models(world: Path, places: Path) -> None:
     ensemble = encode(Recipe.from_dict(three(world, places, lam="auto", fisher={"save": False})))
-    choice = ensemble.result["lam_choice"]
+    choice = ensemble.result["choice"]
     assert [entry["value"] for entry in choice["scores"]] == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     best = max(choice["scores"], key=lambda entry: (entry[choice["by"]], -entry["coding_loss"]))
     assert ensemble.coin["lam"] == best["value"]

@@ -1,0 +1,1 @@
+"""Parts of `finetune.py`: data, networks, card."""

@@ -11,11 +11,11 @@ from coin_hf.report import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
 HOW = {
-    "coin": "without training, by Fisher averaging,",
-    "averaging": "without training, by plain averaging,",
-    "task_arithmetic": "without training, by task arithmetic,",
-    "regmean": "without training, by RegMean,",
-    "distillation": "by distillation",
+    "coin": f"by Fisher averaging ([COIN, arXiv:2409.01420]({PAPER}))",
+    "averaging": f"by plain averaging, a baseline of [COIN, arXiv:2409.01420]({PAPER})",
+    "task_arithmetic": f"by task arithmetic, a rival of [COIN, arXiv:2409.01420]({PAPER})",
+    "regmean": f"by RegMean, a rival of [COIN, arXiv:2409.01420]({PAPER})",
+    "distillation": f"by distillation, a rival of [COIN, arXiv:2409.01420]({PAPER})",
 }
 """What each coder does."""
 
@@ -123,16 +123,16 @@ apply to what is made of them.
 
 def _introduction(result: dict[str, Any]) -> str:
     experts, coded = len(result["experts"]), len(rows_of(result["betas"]))
+    trained = "" if result["coder"] == "distillation" else "without training "
     if coded == 1:
-        return f"""A **coded model**: one more network, made {HOW[result["coder"]]} from {experts} fine-tuned `{result["architecture"]}`
+        return f"""A **coded model**: one more network, made {trained}from {experts} fine-tuned `{result["architecture"]}`
 networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
-down, its answer is computed from this model's answer and the others' — erasure-coded inference as in
-[COIN, arXiv:2409.01420]({PAPER}). On its own it is a classifier like any merged model."""
+down, its answer is computed from this model's answer and the others' — erasure-coded inference, {HOW[result["coder"]]}. On its own it is a classifier like any merged model."""
     folders = ", ".join(f"`{coded_folder(c)}`" for c in range(1, coded))
-    return f"""{coded} **coded models**, made {HOW[result["coder"]]} from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
+    return f"""{coded} **coded models**, made {trained}from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
 the root of this repository, the others in {folders}. The output of each approximates another weighted average of
 theirs, so when up to {min(coded, experts)} experts are slow or down, their answers are computed from the coded models' and the
-others' — erasure-coded inference as in [COIN, arXiv:2409.01420]({PAPER}). On its own each is a
+others' — erasure-coded inference, {HOW[result["coder"]]}. On its own each is a
 classifier like any merged model."""
 
 

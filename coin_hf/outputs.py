@@ -1,12 +1,13 @@
 """Raw logits out of whatever a classifier returns."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # coders need no processes to be imported
+    from accelerate import Accelerator
 
 
 def call(model: nn.Module, inputs: Any) -> Tensor:
@@ -49,7 +50,7 @@ def to_device(inputs: Any, device: torch.device | str) -> Any:
 
 @torch.no_grad()
 def logits_of(
-    model: nn.Module, inputs: Tensor, *, batch_size: int, accelerator: Accelerator | None = None
+    model: nn.Module, inputs: Tensor, *, batch_size: int, accelerator: "Accelerator | None" = None
 ) -> Tensor:
     """Run `model` over all inputs, the batches shared out among the processes.
 
@@ -68,5 +69,7 @@ def logits_of(
     batches = list(enumerate(inputs.split(batch_size)))[rank::world]
     parts = [(number, call(model, to_device(batch, device)).cpu()) for number, batch in batches]
     if world > 1:
+        from accelerate.utils import gather_object
+
         parts = gather_object(parts)
     return torch.cat([logits for _, logits in sorted(parts, key=lambda part: part[0])])

@@ -4,8 +4,8 @@
         --dataset zalando-datasets/fashion_mnist --labels 0,1,2,3,4 --epochs 5 --output experts/low
 
 BatchNorm is left alone, statistics and parameters, as arXiv:2409.01420 advises. All experts of one
-experiment must start from one head: give them one `--head-seed`. `--start FOLDER` writes what is
-there before training, which task arithmetic needs as its foundation. By default AdamW with
+experiment must start from one head: give them one `--head-seed`. `--save-start FOLDER` writes the
+network as it is before training, the foundation that task arithmetic needs. By default AdamW with
 learning rate 1e-5, weight decay 0.1 and batches of 128, the settings of the paper; see there for
 its epochs. A share of the training rows is kept for validation: choose epochs and learning rate on
 that accuracy. An output that is already there is left as it is, so that a script can be run again.
@@ -58,7 +58,7 @@ def main(
     keep_head: Annotated[bool, typer.Option(help="Go on with the model's own head.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16.")] = None,
-    start: Annotated[Path | None, typer.Option(help="Folder for the untrained start.")] = None,
+    save_start: Annotated[Path | None, typer.Option(help="Folder for the untrained start.")] = None,
     push: Annotated[str | None, typer.Option(help="Hub id to push the expert to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Push it private.")] = False,
 ) -> None:
@@ -90,8 +90,10 @@ def main(
         "history": [],
         "versions": environment(),
     }
-    if start is not None and accelerator.is_main_process and not start.exists():
-        network.write(start, card(network, record, trained=False))
+    if save_start is not None and accelerator.is_main_process and not save_start.exists():
+        draft = _draft(save_start)
+        network.write(draft, card(network, record, trained=False))
+        draft.rename(save_start)
     set_seed(seed)
     network.model.train().requires_grad_(True).to(accelerator.device)
     if not train_batch_norm:
@@ -125,7 +127,7 @@ def main(
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        draft = output.with_name(f".{output.name}.draft-{os.getpid()}")
+        draft = _draft(output)
         network.write(draft, card(network, record, trained=True))
         text = json.dumps(record, indent=2)
         (draft / "training.json").write_text(text + "\n", encoding="utf-8")
@@ -169,6 +171,11 @@ def _accuracy(network: Network, rows: Rows, accelerator: Accelerator, batch_size
     for module, training in modes:
         module.training = training
     return float(accelerator.reduce(right, "sum")) / len(rows)
+
+
+def _draft(folder: Path) -> Path:
+    """Where a folder is written, so that it appears whole or not at all."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}")
 
 
 def _labels(text: str | None) -> tuple[int | str, ...] | None:

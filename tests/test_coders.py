@@ -227,6 +227,22 @@ def test_floating_buffers_are_averaged_and_integer_ones_are_the_first_experts() 
     assert first["steps"].item() == 7
 
 
+def test_a_fisher_that_rounds_below_zero_is_zero() -> None:
+    thetas = [{"w": torch.tensor([0.0, 0.0])}, {"w": torch.tensor([1.0, 1.0])}]
+    other = {"w": torch.tensor([1.0, 1.0])}
+    coded, exact = (
+        fisher_average(
+            thetas, [{"w": torch.tensor([2.0, least])}, other], betas=[0.5, 0.5], lam=0.0
+        )
+        for least in (-1e-12, 0.0)
+    )
+    assert coded["w"].tolist() == exact["w"].tolist()
+    with pytest.raises(ValueError, match="is negative or not finite in 'w'"):
+        fisher_average(
+            thetas, [{"w": torch.tensor([2.0, -1e-6])}, other], betas=[0.5, 0.5], lam=0.0
+        )
+
+
 class TestMessages:
     thetas = ({"w": torch.zeros(2)}, {"w": torch.ones(2)})
     fishers = ({"w": torch.ones(2)}, {"w": torch.ones(2)})

@@ -7,6 +7,10 @@ from torch import Tensor
 
 from coin_hf.coders.averaging import check_thetas, weighted_mean
 
+ROUNDING = 1e-9
+"""Sums of squares that are computed from products can round below zero by so much of the largest
+entry of their parameter; such an entry counts as zero."""
+
 
 def fisher_average(
     thetas: Sequence[Mapping[str, Tensor]],
@@ -77,7 +81,9 @@ def _weight(
     f = f.to(device=value.device, dtype=dtype)
     if f.numel():
         low, high = f.aminmax()  # one pass; a value that is not a number makes both so
-        if not (low >= 0 and high < float("inf")):
+        if not (low >= -ROUNDING * high and high < float("inf")):
             message = f"the Fisher of expert {expert} is negative or not finite in '{name}'"
             raise ValueError(message)
+        if low < 0:
+            f = f.clamp(min=0)
     return f + lam

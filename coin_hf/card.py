@@ -209,9 +209,12 @@ def _settings(result: dict[str, Any]) -> str:
 
 
 def _chosen(result: dict[str, Any]) -> str:
+    before = result.get("recoded_from")
+    if before is not None:
+        return "kept when re-coding" if before["lam"] == result["lam"] else "given when re-coding"
     choice = result["choice"]
     if choice is None:
-        return "given to `coin-hf recode`" if "recoded_from" in result else "given in the recipe"
+        return "given in the recipe"
     values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])
     by = "NDA" if choice["by"] == "nda" else choice["by"]
     return f"best {by} among {values} on {choice['samples']} samples, no test data"

@@ -14,6 +14,8 @@ os.environ["HF_HOME"] = CACHE.name  # neither the user's cache nor the user's to
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_XET"] = "1"
+# Small networks run faster on one thread, and threads that wait for each other spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

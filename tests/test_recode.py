@@ -188,7 +188,7 @@ def test_the_new_repository_claims_no_measurement(three: Path, tmp_path: Path) -
     assert "**Not measured.**" in card
     assert "model-index" not in card
     assert "NDA =" not in card
-    assert "| λ | 0.5 (given to `coin-hf recode`) |" in card
+    assert "| λ | 0.5 (given when re-coding) |" in card
     read = CodedEnsemble.from_pretrained(tmp_path / "c", experts=True)
     x = torch.stack([read.preprocess(image) for image in digits(slice(200, 204))["image"]])
     assert len(read(x, missing=[0, 1])) == 3

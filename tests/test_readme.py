@@ -1,0 +1,49 @@
+"""What README and cards say is what the committed results hold."""
+
+import json
+import re
+from pathlib import Path
+
+from coin_hf.card import model_card
+from coin_hf.report import table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DEMO = ROOT / "model_cards" / "demo"
+RESULT = json.loads((DEMO / "result.json").read_text(encoding="utf-8"))
+
+
+def test_the_demos_output_is_the_committed_result() -> None:
+    shown = re.search(r"<!-- demo -->\n```\n(.*?)\n```\n<!-- /demo -->", README, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == table(RESULT)
+
+
+def test_the_demos_card_is_rendered_from_its_result() -> None:
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    assert card == str(model_card(RESULT, "your-name/coded"))
+
+
+def test_ci_runs_the_readmes_two_commands() -> None:
+    demo, tests = re.findall(
+        r'^pip install -e "\.\[\w+\]" && [\w-]+(?: \w+)?', README, re.MULTILINE
+    )
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert demo.replace('".[demo]"', '"$repository[demo]"') in ci.replace("--quiet ", "")
+    assert tests in ci.replace("--quiet ", "")
+
+
+def test_the_readmes_table_of_codes_is_the_recipes() -> None:
+    page = (ROOT / "recipes" / "codes.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- nda: begin -->\n(.*?)\n<!-- nda: end -->", page, re.DOTALL)
+    assert table is not None
+    assert table[1] in README
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def test_no_number_of_this_machine_or_another_is_in_the_committed_results() -> None:
+    for path in [*ROOT.glob("model_cards/**/*.json"), *ROOT.glob("recipes/**/*.json")]:
+        assert not re.search(r'"/(home|root|work|tmp|Users)/', path.read_text(encoding="utf-8"))

@@ -103,7 +103,7 @@ def _text(result: dict[str, Any], repo_id: str) -> str:
 |---|---|
 | coder | `{result["coder"]}` |
 {_betas(result)}
-{_settings(result)}| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
+{_settings(result)}{_refined(result)}| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
 
 | expert | repository | revision | dataset |
 |---|---|---|---|
@@ -206,6 +206,24 @@ def _settings(result: dict[str, Any]) -> str:
         case coder:
             rows = {key: f"{value}" for key, value in result.get(coder, {}).items()}
     return "".join(f"| {key} | {value} |\n" for key, value in rows.items())
+
+
+def _refined(result: dict[str, Any]) -> str:
+    """The rows of the table that tell the steps behind the coder."""
+    several = len(rows_of(result["betas"])) > 1
+    lines = []
+    for each in result.get("refinements", ()):
+        of = f" of `{coded_folder(each['coded'])}`" if several else ""
+        verdict = "" if each["kept"] else ", dropped: it did not help"
+        lines.append(
+            f"| refined by | `{each['step']}`{of}: coding loss of {each['held_out']} held-out samples "
+            f"{each['before']:.4g} → {each['after']:.4g}{verdict} |\n"
+        )
+    if lines and "augment" in result:
+        block = result["augment"]
+        made = f"{block['copies']} copies of each sample ({', '.join(block['transforms'])})"
+        lines.append(f"| refined on | the samples that are left and {made} |\n")
+    return "".join(lines)
 
 
 def _chosen(result: dict[str, Any]) -> str:

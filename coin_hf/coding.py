@@ -16,6 +16,7 @@ from coin_hf.erasure import ErasureCode
 from coin_hf.experts import Expert
 from coin_hf.offers import Offer, Passes, Task, prepare
 from coin_hf.recipe import Recipe
+from coin_hf.refining import Refinement, check_steps, refine
 from coin_hf.selection import Choice, choose
 
 
@@ -41,6 +42,8 @@ class Coding:
     """The experts' Fishers, of the coder that takes them."""
     history: list[dict[str, Any]]
     """What training logged for each epoch; empty for coders that do not train."""
+    refinements: list[Refinement]
+    """What each step of `refine` did."""
 
     def dump_choice(self) -> dict[str, Any] | None:
         """Return the choice as plain data, None where there was none."""
@@ -65,6 +68,7 @@ def code(task: Task) -> Coding:
         InputError: If something is not usable for the recipe's coder.
     """
     seconds: dict[str, float] = {}
+    check_steps(task)
     with timed(seconds, "prepare"):
         offer = prepare(task)
     thetas = task.thetas
@@ -82,6 +86,11 @@ def code(task: Task) -> Coding:
     if offer.history:  # what is logged costs passes of its own, which no coder needs
         seconds["log"] = round(sum(entry.pop("seconds") for entry in offer.history), 2)
         seconds["parameters"] = round(seconds["parameters"] - seconds["log"], 2)
+    refinements: list[Refinement] = []
+    if task.recipe.refine:
+        with timed(seconds, "refine"):
+            refinements, cost = refine(task, coded)
+        passes += cost
     return Coding(
         coded,
         _used(task.recipe, value),
@@ -92,6 +101,7 @@ def code(task: Task) -> Coding:
         seconds,
         offer.fishers,
         offer.history,
+        refinements,
     )
 
 

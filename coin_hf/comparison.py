@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,20 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from coin_hf.coding import code
+from coin_hf.coding import code, timed
 from coin_hf.erasure import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.evaluation import evaluate_erasures
 from coin_hf.experts import Expert
 from coin_hf.images import LabelledImages
-from coin_hf.layout import FORMAT
+from coin_hf.layout import FORMAT, REFINING
 from coin_hf.memory import watch
 from coin_hf.offers import Task, check
 from coin_hf.pipeline import machine, resolve
-from coin_hf.preparation import draw, load_experts, open_tests
-from coin_hf.recipe import Contender, Recipe
+from coin_hf.preparation import compute_fishers, draw, load_experts, open_tests
+from coin_hf.recipe import Contender, FisherBlock, Recipe
 from coin_hf.records import architecture, environment
+from coin_hf.refining import check_steps
 from coin_hf.samples import Samples
 from coin_hf.summary import Row, average_of, controls, summary
 from coin_hf.work import claim, first_difference, write_whole
@@ -90,6 +91,15 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Fishers:
+    """The experts' Fishers on one draw of the samples, and what computing them took."""
+
+    fishers: list[dict[str, Tensor]] | None = None
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+
 class Bench:
     """What all rows share: experts, test sets, and the experts' answers on these."""
 
@@ -105,6 +115,7 @@ class Bench:
         self.accelerator, self.progress = accelerator, progress
         self.known: dict[tuple[int, int], list[Tensor]] = {}
         self.drawn: tuple[tuple[int, int], Samples] | None = None
+        self.fishers: dict[FisherBlock, Fishers] = {}
 
     def task(self, contender: Contender, per_expert: int, seed: int) -> Task:
         """Return the task of one row; the samples drawn last are kept."""
@@ -112,8 +123,25 @@ class Bench:
         recipe = self.recipe.with_coder(contender).model_copy(update={"samples": samples})
         if self.drawn is None or self.drawn[0] != (per_expert, seed):
             drawn = draw(recipe, self.experts[0], self.accelerator)
-            self.drawn = (per_expert, seed), drawn
+            self.drawn, self.fishers = ((per_expert, seed), drawn), {}
         return Task(recipe, self.experts, self.drawn[1], self.accelerator, self.progress)
+
+    def shared(self, task: Task) -> Fishers:
+        """Return the experts' Fishers for a row; rows on the same samples share them."""
+        block = task.recipe.fisher
+        if block not in self.fishers:
+            seconds: dict[str, float] = {}
+            with watch(self.accelerator.device) as peak, timed(seconds, "fisher"):
+                found = compute_fishers(
+                    task.recipe,
+                    self.experts,
+                    task.parts[0],
+                    self.accelerator,
+                    self.progress,
+                    None,
+                )
+            self.fishers[block] = Fishers(found, seconds["fisher"], peak.bytes)
+        return self.fishers[block]
 
     def check(self) -> None:
         """Find out before the first row whether every coder can work on every number of samples.
@@ -123,7 +151,9 @@ class Bench:
         """
         for per_expert in sorted(set(_sizes(self.recipe)), reverse=True):
             for contender in self.recipe.contenders:
-                check(self.task(contender, per_expert, self.recipe.compare.seeds[0]))
+                task = self.task(contender, per_expert, self.recipe.compare.seeds[0])
+                check(task)
+                check_steps(task)
 
     def row(self, contender: Contender, per_expert: int, seed: int) -> Row:
         """Code and measure.
@@ -137,8 +167,11 @@ class Bench:
             The row, as plain data.
         """
         task = self.task(contender, per_expert, seed)
+        shared = self.shared(task) if contender.coder == "coin" else Fishers()
         with watch(self.accelerator.device) as peak:
-            coding = code(task)
+            coding = code(replace(task, fishers=shared.fishers))
+        steps = {**coding.seconds, "prepare": coding.seconds["prepare"] + shared.seconds}
+        peaks = [each for each in (peak.bytes, shared.peak_memory) if each is not None]
         erasures = evaluate_erasures(
             {expert.name: expert.model for expert in self.experts},
             {contender.label: [each.model for each in coding.coded]},
@@ -154,7 +187,6 @@ class Bench:
         ).erasures
         singles = [erasure for erasure in erasures if not erasure.beside]
         scores = [erasure.scores[contender.label] for erasure in singles]
-        seconds = {step: value for step, value in coding.seconds.items() if step != "log"}
         return {
             "name": contender.label,
             "coder": contender.coder,
@@ -168,11 +200,12 @@ class Bench:
             "mean_nda": average_of([score.nda for score in scores]),
             "agreement": average_of([score.agreement for score in scores]),
             "coding_loss": average_of([score.coding_loss for score in scores]),
-            "seconds": sum(seconds.values()),
-            "steps": coding.seconds,
-            "peak_memory": peak.bytes,
+            "seconds": sum(value for step, value in steps.items() if step != "log"),
+            "steps": steps,
+            "peak_memory": max(peaks, default=None),
             "passes": asdict(coding.passes),
             "history": coding.history,
+            "refinements": [each.dump() for each in coding.refinements],
         }
 
 
@@ -197,7 +230,8 @@ def _name(contender: Contender, per_expert: int, seed: int) -> str:
 def _settings(recipe: Recipe, contender: Contender) -> dict[str, Any]:
     said = recipe.with_coder(contender).dump()
     keys = OWN.get(contender.coder, (contender.coder,))
-    return {"coder": contender.coder, **{key: said[key] for key in keys}}
+    refined = {key: said[key] for key in REFINING if said.get(key)}
+    return {"coder": contender.coder, **{key: said[key] for key in keys}, **refined}
 
 
 def _kept(recipe: Recipe, folder: Path, accelerator: Accelerator) -> dict[str, Row]:

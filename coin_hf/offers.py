@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from coin_hf.alignment import check_foundation
+from coin_hf.augmentation import enlarge
 from coin_hf.betas import Rows, rows_of
 from coin_hf.coded import load
 from coin_hf.coders import (
@@ -62,6 +63,8 @@ class Task:
     progress: bool = False
     resume: Path | None = None
     """Folder for partial Fishers."""
+    fishers: list[Weights] | None = None
+    """The experts' Fishers on these samples, where they are known already."""
 
     @cached_property
     def parts(self) -> tuple[Samples, Samples]:
@@ -117,6 +120,33 @@ class Offer:
     """What training logged for each epoch, and the seconds that the logging took."""
 
 
+def enlarged(samples: Samples, recipe: Recipe) -> Samples:
+    """Add the copies that the recipe's `augment` asks for: without labels, in the samples' order.
+
+    Args:
+        samples: The samples.
+        recipe: The recipe.
+
+    Returns:
+        The samples and behind them their copies, if any.
+    """
+    block = recipe.augment
+    if block is None:
+        return samples
+    made = enlarge(
+        samples.inputs,
+        copies=block.copies,
+        transforms=block.transforms,
+        seed=recipe.samples.seed,
+    )
+    return replace(
+        samples,
+        inputs=torch.cat([samples.inputs, *made]),
+        labels=None,
+        sources=samples.sources.repeat(1 + block.copies),
+    )
+
+
 def prepare(task: Task) -> Offer:
     """Compute what the recipe's coder needs.
 
@@ -164,7 +194,7 @@ def check(task: Task) -> None:
 
 def _coin(task: Task) -> Offer:
     thetas, (samples, _), recipe = task.thetas, task.parts, task.recipe
-    fishers = compute_fishers(
+    fishers = task.fishers or compute_fishers(
         recipe, task.experts, samples, task.accelerator, task.progress, task.resume
     )
     classes, block = task.experts[0].num_classes, recipe.fisher
@@ -212,7 +242,8 @@ def _task_arithmetic(task: Task, block: TaskArithmeticBlock) -> Offer:
 
 
 def _regmean(task: Task) -> Offer:
-    thetas, (samples, _), block = task.thetas, task.parts, task.recipe.regmean
+    thetas, block = task.thetas, task.recipe.regmean
+    samples = enlarged(task.parts[0], task.recipe)
     own = task.own(samples)
     grams = [
         _named(
@@ -235,7 +266,9 @@ def _regmean(task: Task) -> Offer:
 def _distillation(task: Task) -> Offer:
     thetas, (samples, held_out), block = task.thetas, task.parts, task.recipe.distillation
     buffers = [expert.buffers for expert in task.experts]
-    known = {"train": [task.logits(expert.model, samples) for expert in task.experts]}
+    more = enlarged(samples, task.recipe)
+    wanted = [task.logits(expert.model, more) for expert in task.experts]
+    known = {"train": [logits[: len(samples)] for logits in wanted]}
     parts = {"train": samples} | ({} if held_out is samples else {"held_out": held_out})
     history: list[dict[str, Any]] = []
 
@@ -261,8 +294,8 @@ def _distillation(task: Task) -> Offer:
             "distillation",
             distill,
             student,
-            samples.inputs,
-            code.encode([logits.double() for logits in known["train"]])[0],
+            more.inputs,
+            code.encode([logits.double() for logits in wanted])[0],
             epochs=block.epochs,
             lr=block.lr,
             batch_size=block.batch_size,
@@ -274,6 +307,6 @@ def _distillation(task: Task) -> Offer:
         )
         return {name: value.detach().to(dtype) for name, value in student.named_parameters()}
 
-    trained = block.epochs * len(samples) * len(task.rows)
-    cost = Passes(len(thetas) * len(samples) + trained, trained)
+    trained = block.epochs * len(more) * len(task.rows)
+    cost = Passes(len(thetas) * len(more) + trained, trained)
     return Offer(parameters, passes=cost, history=history)

@@ -109,7 +109,9 @@ def encode(
         )
     record = coin_record(coding.recipe, experts, samples, calibration)
     run = {**machine(accelerator), "seconds": {**seconds, **coding.seconds}, **coding.cost()}
-    result = result_record(record, experts, coding.dump_choice(), measurement, run)
+    refinements = [each.dump() for each in coding.refinements]
+    choice = coding.dump_choice()
+    result = result_record(record, experts, choice, measurement, run, refinements=refinements)
     kept = coding.fishers if recipe.fisher.save else None
     return CodedEnsemble(coding.coded, erasure_code, record, result, experts, kept)
 

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,6 @@ from pydantic import (
     StrictStr,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -28,6 +27,7 @@ from coin_hf.errors import InputError
 
 Library = Literal["auto", "timm", "transformers"]
 Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
+Step = Literal["layerwise", "head"]
 
 
 def _number(value: Any) -> Any:
@@ -162,6 +162,45 @@ class DistillationBlock(_Block):
     """Weight decay."""
 
 
+class AugmentBlock(_Block):
+    """Changed copies of the samples, without labels: for all but the Fisher and choices."""
+
+    copies: Annotated[StrictInt, Field(ge=1)] = 4
+    """Copies of each sample beside itself."""
+    transforms: Annotated[tuple[Literal["shift", "flip", "mixup"], ...], Field(min_length=1)] = (
+        "shift",
+        "mixup",
+    )
+    """What a copy goes through; leave `flip` out where left and right have a meaning."""
+
+
+class RefineBlock(_Block):
+    """A step by which the coded parameters are improved, without training."""
+
+    step: Step
+    """Which step."""
+    strength: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """How far the step holds to what it found: a ridge relative to the mean square of its inputs;
+    `auto` chooses."""
+
+
+def _named(key: str) -> Callable[[Any], Any]:
+    """Take names in a list as blocks."""
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, list | tuple):
+            return data
+        return [{key: each} if isinstance(each, str) else each for each in data]
+
+    return read
+
+
+Steps = Annotated[
+    tuple[RefineBlock, ...],
+    BeforeValidator(_named("step"), json_schema_input_type=tuple[Step | RefineBlock, ...]),
+]
+
+
 class Contender(_Block):
     """One row of a comparison: a coder, and what is set otherwise than in the recipe."""
 
@@ -179,6 +218,10 @@ class Contender(_Block):
     """In place of the recipe's block."""
     distillation: DistillationBlock | None = None
     """In place of the recipe's block."""
+    refine: Steps | None = None
+    """In place of the recipe's steps; `[]` for none."""
+    augment: AugmentBlock | None = None
+    """In place of the recipe's block."""
 
     @property
     def label(self) -> str:
@@ -189,7 +232,14 @@ class Contender(_Block):
 class CompareBlock(_Block):
     """The rows of a comparison: every coder, on every draw of the samples."""
 
-    coders: Annotated[tuple[Contender, ...], Field(min_length=1)] | None = None
+    coders: (
+        Annotated[
+            tuple[Contender, ...],
+            Field(min_length=1),
+            BeforeValidator(_named("coder"), json_schema_input_type=tuple[Coder | Contender, ...]),
+        ]
+        | None
+    ) = None
     """Names of coders, or blocks `{coder, name, ...}` with settings of their own; by default all
     coders, `task_arithmetic` where its foundation is given."""
     seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
@@ -198,14 +248,6 @@ class CompareBlock(_Block):
         Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)] | None
     ) = None
     """Several P', for NDA against the number of samples; by default that of `samples`."""
-
-    @field_validator("coders", mode="before")
-    @classmethod
-    def _named(cls, data: Any) -> Any:
-        """Take a name as a block."""
-        if not isinstance(data, list | tuple):
-            return data
-        return [{"coder": each} if isinstance(each, str) else each for each in data]
 
 
 class EvaluationBlock(_Block):
@@ -303,6 +345,11 @@ class Recipe(_Block):
     """Settings of the coder `regmean`."""
     distillation: DistillationBlock = DistillationBlock()
     """Settings of the coder `distillation`."""
+    refine: Steps = ()
+    """Steps that improve what the coder gives, in order: `layerwise`, `head`, or blocks `{step,
+    strength}`. Each is kept only if it lessens the coding loss of samples held out from it."""
+    augment: AugmentBlock | None = None
+    """Changed copies of the samples, for all but the Fisher; by default none."""
     compare: CompareBlock = CompareBlock()
     """What `coin-hf compare` compares."""
     evaluation: EvaluationBlock = EvaluationBlock()
@@ -416,8 +463,8 @@ class Recipe(_Block):
         """Return the recipe with one of its contenders as its coder, the settings its own."""
         changes = {
             key: value
-            for key in ("coder", "lam", "fisher", "task_arithmetic", "regmean", "distillation")
-            if (value := getattr(contender, key)) is not None
+            for key in Contender.model_fields
+            if key != "name" and (value := getattr(contender, key)) is not None
         }
         return self.model_copy(update=changes)
 
@@ -623,6 +670,8 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
         "task_arithmetic": TaskArithmeticBlock,
         "regmean": RegMeanBlock,
         "distillation": DistillationBlock,
+        "refine": RefineBlock,
+        "augment": AugmentBlock,
         "compare": CompareBlock,
         "coders": Contender,
         "evaluation": EvaluationBlock,

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from coin_hf.configs import merged_names, names_in, timm_config, transformers_co
 from coin_hf.errors import InputError
 from coin_hf.fisher_files import check_fisher, draws_of, fisher_path, samples_hash
 from coin_hf.hub import fetch, local_folder, pin
-from coin_hf.layout import CHECKPOINT_FILES, CODED_FILES, FISHERS, coded_folder
+from coin_hf.layout import CHECKPOINT_FILES, CODED_FILES, FISHERS, REFINING, coded_folder
 from coin_hf.recipe import Recipe
 from coin_hf.records import environment, measured, place_of, recipe_of
 from coin_hf.repository import check_output, read_repository, write_repository
@@ -58,7 +59,8 @@ def recode(
     No data is read but for an expert that joins: its Fisher is taken on the samples that the
     repository records, as those of the others were. Memory does not grow with the networks: parts
     of mapped files are coded and written one after the other. The new repository holds no measured
-    number until `coin-hf evaluate FOLDER --save`.
+    number until `coin-hf evaluate FOLDER --save`. Steps of `refine` are not repeated: a warning
+    says so.
 
     Args:
         target: A coded repository with Fishers (encoded with `fisher.save`).
@@ -100,6 +102,13 @@ def recode(
             "with `fisher: {save: true}`"
         )
     recorded = recipe_of(coin)
+    if recorded.refine:
+        steps = ", ".join(block.step for block in recorded.refine)
+        warnings.warn(
+            f"'{repo}' was refined ({steps}), which takes the samples: what is re-coded is not; "
+            "encode again to have it",
+            stacklevel=2,
+        )
     recipe = _changed(recorded, betas, lam, coded, add, drop, overrides)
     joins = {new.name or Path(new.model).name: new for new in add}
     folders = {
@@ -226,7 +235,7 @@ def _coin_record(
         key: {**block, "path": place_of(block["path"])} for key, block in said["datasets"].items()
     }
     return {
-        **coin,
+        **{key: value for key, value in coin.items() if key not in REFINING},
         "betas": said["betas"],
         "lam": said["lam"],
         "experts": experts,
@@ -249,8 +258,9 @@ def _result_record(
     licenses = {entry["name"]: entry["license"] for entry in result["experts"]}
     licenses |= {name: each.license for name, each in joined.items()}
     samples = {key: value for key, value in record["samples"].items() if key != "rows"}
+    dropped = (*REFINING, "refinements")
     return {
-        **result,
+        **{key: value for key, value in result.items() if key not in dropped},
         **{key: record[key] for key in ("betas", "lam", "datasets", "recoded_from")},
         "choice": None,
         "experts": [{**e, "license": licenses[e["name"]]} for e in record["experts"]],

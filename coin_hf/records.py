@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from coin_hf.hub import local_folder
-from coin_hf.layout import FORMAT, SETTINGS
+from coin_hf.layout import FORMAT, REFINING, SETTINGS
 from coin_hf.recipe import Recipe
 
 if TYPE_CHECKING:  # re-coding writes records too, and has no need of what loads and runs networks
@@ -61,6 +61,7 @@ def coin_record(
         "betas": said["betas"],
         "lam": said["lam"] if recipe.coder == "coin" else None,
         **_settings(recipe.coder, said),
+        **{key: said[key] for key in REFINING if said.get(key)},
         "experts": said["experts"],
         "datasets": said["datasets"],
         "samples": {**said["samples"], "rows": drawn},
@@ -93,7 +94,17 @@ def recipe_of(coin: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: If the record is not a valid recipe.
     """
-    keys = ("coder", "betas", "lam", *SETTINGS, "experts", "datasets", "fisher", "evaluation")
+    keys = (
+        "coder",
+        "betas",
+        "lam",
+        *SETTINGS,
+        *REFINING,
+        "experts",
+        "datasets",
+        "fisher",
+        "evaluation",
+    )
     samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
     return Recipe.from_dict(
         {
@@ -110,6 +121,8 @@ def result_record(
     choice: Mapping[str, Any] | None,
     measurement: "Measurement",
     run: Mapping[str, Any],
+    *,
+    refinements: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Build the content of `result.json`: every number of a run, and what it was measured on.
 
@@ -119,6 +132,7 @@ def result_record(
         choice: How the coder's number was chosen, if it was, as plain data.
         measurement: The measurements.
         run: Device, number of processes, seconds of each step, passes, and what training logged.
+        refinements: What each step of `refine` did.
 
     Returns:
         Plain data; folders are absolute paths.
@@ -128,8 +142,9 @@ def result_record(
         **{key: coin[key] for key in ("format", "library", "coder", "betas", "lam")},
         "architecture": architecture(experts[0]),
         "num_classes": experts[0].num_classes,
-        **{key: coin[key] for key in SETTINGS if key in coin},
+        **{key: coin[key] for key in (*SETTINGS, *REFINING) if key in coin},
         "choice": None if choice is None else dict(choice),
+        **({"refinements": [dict(each) for each in refinements]} if refinements else {}),
         "experts": [
             {**entry, "license": expert.license}
             for entry, expert in zip(coin["experts"], experts, strict=True)

@@ -19,6 +19,22 @@ TITLES = {
 """How tables and figures call a method."""
 
 
+def title(result: dict[str, Any], method: str) -> str:
+    """Return what a run's table and figure call a method.
+
+    Args:
+        result: The content of `result.json`.
+        method: A key of its `mean_nda`.
+
+    Returns:
+        Its title, with the steps behind it that refined the coded models.
+    """
+    if method != result["coder"]:
+        return TITLES[method]
+    kept = [each["step"] for each in result.get("refinements", ()) if each["kept"]]
+    return " + ".join([TITLES[method], *dict.fromkeys(kept)])
+
+
 def table(result: dict[str, Any], style: Style = "plain") -> str:
     """Render the NDA table of a result.
 
@@ -41,7 +57,7 @@ def table(result: dict[str, Any], style: Style = "plain") -> str:
             rows.append(
                 [
                     erasure["missing"],
-                    TITLES[method],
+                    title(result, method),
                     _number(score["nda"]),
                     _percent(score["decoded_accuracy"]),
                     _percent(erasure["expert_accuracy"]),
@@ -50,7 +66,7 @@ def table(result: dict[str, Any], style: Style = "plain") -> str:
                 ]
             )
     for method, mean in result["mean_nda"].items():
-        rows.append(["average", TITLES[method], _number(mean), "", "", "", ""])
+        rows.append(["average", title(result, method), _number(mean), "", "", "", ""])
     parts = [_aligned(head, rows, style)]
     if len(singles) < len(result["erasures"]):
         parts += [_which(result), _patterns(result, style)]
@@ -79,7 +95,7 @@ def _patterns(result: dict[str, Any], style: Style) -> str:
     for size, means in result["mean_nda_several"].items():
         cells = [_number(means[m]) if m in means else "-" for m in methods]
         rows.append(["average", f"any {int(size) - 1}", *cells])
-    return _aligned(["missing", "also missing", *(TITLES[m] for m in methods)], rows, style)
+    return _aligned(["missing", "also missing", *(title(result, m) for m in methods)], rows, style)
 
 
 def _aligned(head: list[str], rows: list[list[str]], style: Style) -> str:
@@ -135,7 +151,11 @@ def figure(result: dict[str, Any], path: Path) -> None:
         highest = max(highest, *heights)
         places = [g + (k - (len(methods) - 1) / 2) * width for g in range(len(groups))]
         bars = axes.bar(
-            places, heights, 0.92 * width, label=TITLES[method], color=colors.get(method, "#6b6b6b")
+            places,
+            heights,
+            0.92 * width,
+            label=title(result, method),
+            color=colors.get(method, "#6b6b6b"),
         )
         labels = [_number(ndas.get(method)) for ndas in found.values()]
         axes.bar_label(bars, labels=labels, fontsize=8, padding=2)

@@ -252,3 +252,66 @@ def adamw(
             m, v = first[k] / (1 - 0.9**step), second[k] / (1 - 0.999**step)
             theta[k] -= lr * weight_decay * theta[k] + lr * m / (v**0.5 + 1e-8)
     return theta
+
+
+@torch.no_grad()
+def refitted(
+    model: nn.Module,
+    experts: Sequence[nn.Module],
+    inputs: Tensor,
+    *,
+    betas: Sequence[float],
+    strength: float,
+) -> dict[str, Tensor]:
+    """Refit one layer after the other, each with whole passes of its own, by least squares.
+
+    The ridge is written as rows: sqrt(strength * mean square of an input) for each, zero wanted.
+    """
+    layers = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    ]
+    for name in layers:
+        z, _ = seen(model, name, inputs)
+        targets = sum(b * seen(e, name, inputs)[1] for b, e in zip(betas, experts, strict=True))
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Conv2d):
+            z = nn.functional.unfold(
+                z, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+            ).mT.flatten(0, 1)
+            targets = targets.flatten(2).mT.flatten(0, 1)
+        else:
+            z, targets = z.flatten(0, -2), targets.flatten(0, -2)
+        old = layer.weight.flatten(1)  # (outputs, inputs)
+        ridge = torch.full((old.shape[1],), float(strength * z.square().sum(0).mean()))
+        if layer.bias is not None:
+            z = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+            old = torch.cat([old, layer.bias[:, None]], 1)
+            ridge = torch.cat([ridge, torch.tensor([strength * len(z)])])
+        rows = torch.cat([z, torch.diag(ridge.to(z).sqrt())])
+        wanted = torch.cat([targets - z @ old.T, torch.zeros(len(ridge), len(old)).to(z)])
+        change = torch.linalg.lstsq(rows, wanted).solution.T
+        layer.weight += change[:, : layer.weight[0].numel()].reshape(layer.weight.shape)
+        if layer.bias is not None:
+            layer.bias += change[:, -1]
+    return dict(model.named_parameters())
+
+
+def seen(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what goes into a layer and what comes out, in a pass of its own."""
+    found: list[tuple[Tensor, Tensor]] = []
+    layer = model.get_submodule(name)
+    handle = layer.register_forward_hook(lambda _, i, o: found.append((i[0].clone(), o.clone())))
+    model(inputs)
+    handle.remove()
+    return found[0]
+
+
+def cross_validation(features: Tensor, residual: Tensor, ridge: float) -> float:
+    """Generalised cross-validation of a ridge regression, with the smoothing matrix written out."""
+    count, width = features.shape
+    inverse = torch.linalg.inv(features.T @ features + ridge * torch.eye(width).to(features))
+    smoothing = features @ inverse @ features.T
+    left = residual - smoothing @ residual
+    return float(count * left.square().sum() / (count - smoothing.trace()) ** 2)

@@ -17,17 +17,28 @@ LINE = [
     "preprocessing", "experts", "alignment",
     "images", "samples",
     "outputs", "fisher",
-    "coders", "coded", "stream",
+    "augmentation", "coders", "refiners", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "preparation", "offers", "coding", "memory", "pipeline",
+    "ensemble", "preparation", "offers", "refining", "coding", "memory", "pipeline",
     "summary", "comparison", "comparison_report", "comparison_figures", "comparison_files",
     "joining", "recode", "tuning", "publishing",
     "finetuning", "demo", "cli_codes", "cli", "__main__",
 ]  # fmt: skip
 """The modules and packages from recipe to command line; each imports only what stands before."""
 
-CORE = {"amplification", "betas", "coders", "design", "patterns", "erasure", "fisher", "outputs"}
+CORE = {
+    "amplification",
+    "augmentation",
+    "refiners",
+    "betas",
+    "coders",
+    "design",
+    "patterns",
+    "erasure",
+    "fisher",
+    "outputs",
+}
 """The numeric core: no file, no network, no log."""
 
 

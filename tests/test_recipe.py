@@ -58,8 +58,8 @@ def test_default_betas_are_equal(n: int) -> None:
         (
             {"zzz": 1},
             "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, coder, lam, "
-            "samples, fisher, task_arithmetic, regmean, distillation, compare, evaluation, output, "
-            "hub",
+            "samples, fisher, task_arithmetic, regmean, distillation, refine, augment, compare, "
+            "evaluation, output, hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),
         ({"evaluation": {"batchsize": 1}}, "unknown key 'evaluation.batchsize', did you mean "),
@@ -430,7 +430,7 @@ class TestSchema:
         return [self.schema, *self.schema["$defs"].values()]
 
     def test_every_object_is_closed(self) -> None:
-        assert len(self.blocks()) == 12
+        assert len(self.blocks()) == 14
         for block in self.blocks():
             assert block["type"] == "object"
             assert block["additionalProperties"] is False
@@ -462,4 +462,4 @@ class TestSchema:
                     walk(value)
 
         walk(self.schema)
-        assert len(set(found)) == 11
+        assert len(set(found)) == 13

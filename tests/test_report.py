@@ -17,6 +17,7 @@ def score(nda: float | None, loss: float | None = 0.125) -> dict[str, Any]:
 def result(coin: float | None = 80.0) -> dict[str, Any]:
     """Two erasures by hand; the second expert is never right."""
     return {
+        "coder": "coin",
         "erasures": [
             {
                 "missing": "cats",

@@ -1,0 +1,148 @@
+"""Head refitting: the classifier by ridge regression on the coded model's own features."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coin_hf.refiners.lockstep import Stop, passes
+
+STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
+"""What `strength: auto` tries: 10 ... 1e-4, two for each decade."""
+
+
+def refit_head(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    strength: float | None = None,
+    batch_size: int = 64,
+    accelerator: Any = None,
+) -> dict[str, Tensor]:
+    """Refit the last linear map to the coded outputs.
+
+    With z the coded model's features (a 1 appended where the classifier has a bias) and W_c its
+    classifier:
+
+        W = argmin sum_l || W z_l - sum_i beta_i f_i(x_l) ||^2 + s t || W - W_c ||^2
+
+    t is the mean of z^2, so that the strength s has no unit. Unless it is given, s minimises
+    generalised cross-validation, P ||(I - A) R||^2 / (P - tr A)^2 with A the smoothing matrix and
+    R the residuals of W_c: no sample is set aside and no label is seen. One eigendecomposition of
+    the Gram matrix of features or of samples, whichever is smaller, serves every s.
+    Source: Golub, Heath, Wahba, Technometrics 21 (1979), eq. (1.3).
+
+    Args:
+        model: The coded model; it is not changed.
+        inputs: Samples, shape (P, ...). With an accelerator, the same in every process.
+        targets: sum_i beta_i f_i on them, shape (P, K).
+        strength: s; None to choose among `STRENGTHS`.
+        batch_size: Samples in one forward pass.
+        accelerator: An `accelerate.Accelerator` whose processes share the batches out.
+
+    Returns:
+        The classifier's weight, and bias where there is one, by name. Solved in float64.
+
+    Raises:
+        ValueError: If the model does not end in a linear map.
+    """
+    names, features, logits = _features(model, inputs, batch_size, accelerator)
+    parameters = dict(model.named_parameters())
+    weight = parameters[names[0]]
+    features = features.to(weight.device, torch.float64)
+    scale = features.square().mean().item() * len(features)  # of the Gram matrix's diagonal
+    if len(names) > 1:
+        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    residual = (targets - logits).to(features)
+    change = _ridge(features, residual, scale, strength)
+    inputs_of = weight.shape[1]
+    found = {names[0]: weight.detach() + change[:inputs_of].T.to(weight)}
+    if len(names) > 1:
+        found[names[1]] = parameters[names[1]].detach() + change[-1].to(weight)
+    return found
+
+
+def _ridge(features: Tensor, residual: Tensor, scale: float, strength: float | None) -> Tensor:
+    """Solve for the change of the classifier, transposed: (inputs, K)."""
+    count, width = features.shape
+    dual = count < width
+    values, vectors = torch.linalg.eigh(features @ features.T if dual else features.T @ features)
+    values = values.clamp(min=0)
+    known = values > values[-1] * max(count, width) * torch.finfo(torch.float64).eps
+    values, vectors = values[known], vectors[:, known]
+    basis = features.T @ vectors / values.sqrt() if dual else vectors  # (inputs, rank)
+    seen = basis.T @ (features.T @ residual)  # (rank, K)
+    energy = residual.square().sum()
+
+    def score(s: float) -> float:
+        shrunk = seen / (values + s * scale)[:, None]
+        error = energy - 2 * (seen * shrunk).sum() + (values[:, None] * shrunk.square()).sum()
+        freedom = count - (values / (values + s * scale)).sum()
+        return (error / freedom.square()).item()
+
+    s = min(STRENGTHS, key=score) if strength is None else strength
+    return basis @ (seen / (values + s * scale)[:, None])
+
+
+def _features(
+    model: nn.Module, inputs: Tensor, batch_size: int, accelerator: Any
+) -> tuple[list[str], Tensor, Tensor]:
+    """Return the names of the last map's parameters, its input rows, and the logits."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    first = next(model.parameters())
+    names: list[str] = []
+    parts = []
+    for number, batch in list(enumerate(inputs.split(batch_size)))[rank::world]:
+        stop, logits = _last(model, batch.to(first.device, first.dtype))
+        names, rows = _names(stop), stop.rows(stop.input)
+        parts.append((number, rows.cpu(), logits.cpu()))
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        parts = gather_object(parts)
+        names = max(gather_object([names]), key=len)
+    parts.sort(key=lambda part: part[0])
+    return names, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+
+
+def find_head(model: nn.Module, inputs: Tensor) -> list[str]:
+    """Find the linear map that gives the logits.
+
+    Args:
+        model: A classifier in eval mode.
+        inputs: One sample or more, shape (B, ...).
+
+    Returns:
+        The names of its weight and, if there is one, its bias.
+
+    Raises:
+        ValueError: If the model does not end in a linear map.
+    """
+    first = next(model.parameters())
+    stop, _ = _last(model, inputs.to(first.device, first.dtype))
+    return _names(stop)
+
+
+def _names(stop: Stop) -> list[str]:
+    return [stop.weight] if stop.bias is None else [stop.weight, stop.bias]
+
+
+def _last(model: nn.Module, batch: Tensor) -> tuple[Stop, Tensor]:
+    """Run a batch; return the last map and the logits, which it must give."""
+    with passes([model], batch) as [only]:
+        last: tuple[Stop, Tensor] | None = None
+        stop = only.go()
+        while stop is not None:
+            output = stop.run()
+            last = stop, output
+            stop = only.go(output)
+        logits = only.logits
+    if last is not None and logits is not None:
+        stop, output = last
+        flat = stop.flat(output)
+        if flat.shape == logits.shape and torch.equal(flat, logits):
+            return stop, logits
+    raise ValueError(
+        f"{type(model).__name__} does not end in a linear map: leave the refiner `head` out"
+    )

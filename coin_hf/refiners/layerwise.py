@@ -1,0 +1,201 @@
+"""Layerwise refitting: each map in turn by least squares on what the coded model sees there."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from coin_hf.refiners.lockstep import Pass, Stop, passes
+
+STRENGTHS = (1.0, 0.1, 0.01, 0.001)
+"""What `strength: auto` tries for each map, beside leaving it as it is."""
+ENTRIES = 2**24
+"""How many numbers the rows that are formed at once may have."""
+
+
+def refit_layers(
+    model: nn.Module,
+    experts: Sequence[nn.Module],
+    inputs: Tensor,
+    held_out: Tensor,
+    *,
+    betas: Sequence[float],
+    strength: float | None = None,
+    accelerator: Any = None,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Refit the coded model's maps to the average of what the experts' maps give.
+
+    In forward order, for every dense two-dimensional convolution and every linear map, with z_c
+    the coded model's own input there (earlier maps already refitted) and a_i the output of expert
+    i's map for the same sample:
+
+        W = argmin sum_r || W z_c,r - sum_i beta_i a_i,r ||^2 + s t || W - W_c ||^2
+
+    r runs over samples and places (tokens, or patches by im2col). t is the mean of the Gram
+    matrix's diagonal, so that the strength s has no unit; a bias is one more input, always 1,
+    with the number of rows as its own t. Each map takes the strength with the smallest error on
+    the held-out samples, or stays as it is where none lessens it.
+
+    It is RegMean (arXiv:2212.09849) turned to the coding objective: the inputs are the coded
+    model's, not each expert's, and the target is the coded output. Where maps of all experts are
+    equal and see equal inputs, nothing changes. All networks make one pass over all samples at
+    once, which costs the memory of N + 1 such passes without gradients.
+
+    Args:
+        model: The coded model, in eval mode; it is copied, not changed.
+        experts: The N experts, of the same architecture, in eval mode.
+        inputs: Samples to fit to, shape (P, ...). With an accelerator, the same in every process.
+        held_out: Samples that choose, shape (Q, ...).
+        betas: The coded model's weights, shape (N,).
+        strength: s; None to choose among `STRENGTHS`.
+        accelerator: An `accelerate.Accelerator` whose processes share the samples out.
+        progress: Show a bar on stderr, in the main process.
+
+    Returns:
+        All parameters of the coded model by name. Solved in float64; but for rounding the same
+        for any number of processes.
+
+    Raises:
+        ValueError: If the networks do not go through the same maps.
+    """
+    model = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    first = next(iter(parameters.values()))
+    parts = [part[rank::world] for part in (inputs, held_out)]
+    # Two more at the end, which nothing counts: no process is without samples, or has but one.
+    batch = torch.cat([*parts, inputs[:1], inputs[:1]]).to(first.device, first.dtype)
+    split = [len(part) for part in parts]
+    strengths = STRENGTHS if strength is None else (strength,)
+    silent = not progress or rank != 0
+    done: set[str] = set()
+    with passes([*experts, model], batch) as every, tqdm(desc="refit", disable=silent) as bar:
+        stops = [each.go() for each in every]
+        while True:
+            *others, stop = stops
+            if any((o and o.weight) != (stop and stop.weight) for o in others):
+                raise ValueError("the experts and the coded model do not go through the same maps")
+            if stop is None:
+                break
+            answers = [other.run() for other in others if other is not None]
+            # Without an axis of samples, as where positions are embedded, a map is left as it is.
+            if stop.weight not in done and len(stop.input) % len(batch) == 0:
+                residual = _mean(answers, betas)
+                residual -= stop.run().to(residual)
+                ranges = _ranges(stop, split, len(batch))
+                normal = [_Normal(stop, residual, begin, end) for begin, end in ranges]
+                if world > 1:
+                    for each in normal:
+                        each.reduce(accelerator)
+                _refit(stop, parameters, normal, strengths)
+                del residual, normal
+                done.add(stop.weight)
+                bar.update()
+            answers.append(stop.run())
+            stops = _advance(every, answers)
+    return {name: value.detach() for name, value in parameters.items()}
+
+
+def _advance(every: Sequence[Pass], answers: list[Tensor]) -> list[Stop | None]:
+    """Let each pass go on, its answer dropped as soon as it is taken."""
+    answers.reverse()
+    return [each.go(answers.pop()) for each in every]
+
+
+def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
+    """Return sum_i beta_i a_i, written so that equal answers come back as they are."""
+    dtype = torch.promote_types(answers[0].dtype, torch.float32)
+    first, *others = (answer.to(dtype) for answer in answers)
+    total = first.clone()
+    for beta, other in zip(betas[1:], others, strict=True):
+        total += beta * (other - first)
+    return total
+
+
+def _ranges(stop: Stop, split: Sequence[int], samples: int) -> list[tuple[int, int]]:
+    """Where the samples to fit to and those held out lie along the first axis of an input."""
+    each = len(stop.input) // samples
+    return [(0, each * split[0]), (each * split[0], each * sum(split))]
+
+
+class _Normal:
+    """The normal equations of one map over some samples: Gram matrix, right side, rows, error."""
+
+    def __init__(self, stop: Stop, residual: Tensor, begin: int, end: int) -> None:
+        residual = stop.flat(residual)
+        places = len(residual) // len(stop.input)
+        device = "cpu" if residual.device.type == "mps" else residual.device  # it has no float64
+        width = stop.rows(stop.input[:1]).shape[1]
+        inputs = width + (stop.bias is not None)
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.gram = zero.new_zeros(inputs, inputs)
+        self.right = zero.new_zeros(inputs, residual.shape[1])
+        self.count, self.error = zero.clone(), zero.clone()
+        step = max(1, ENTRIES // (places * width))
+        for low in range(begin, end, step):
+            high = min(low + step, end)
+            missing = residual[low * places : high * places]
+            self._add(stop, stop.rows(stop.input[low:high]).to(missing), missing)
+
+    def _add(self, stop: Stop, rows: Tensor, missing: Tensor) -> None:
+        if stop.bias is not None:
+            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
+        alive = rows.any(0).nonzero().squeeze(1).to(self.gram.device)
+        if len(alive) < rows.shape[1]:  # padding alone under some taps, where the image is small
+            rows = rows[:, alive.to(rows.device)]
+        self.gram[alive[:, None], alive] += (rows.T @ rows).to(self.gram)
+        self.right[alive] += (rows.T @ missing).to(self.right)
+        self.count += len(rows)
+        self.error += missing.square().sum().to(self.error)
+
+    def reduce(self, accelerator: Any) -> None:
+        """Sum over the processes."""
+        for name in ("gram", "right", "count", "error"):
+            setattr(self, name, accelerator.reduce(getattr(self, name), "sum"))
+
+    def solve(self, strength: float, bias: bool) -> Tensor:
+        """Return the change of the weight (and bias), transposed: (inputs, outputs)."""
+        diagonal = self.gram.diagonal()
+        width = len(diagonal) - bias
+        ridge = diagonal[:width].mean().expand(width)
+        if bias:
+            ridge = torch.cat([ridge, self.count[None]])
+        alive = diagonal.nonzero().squeeze(1)  # an input that is always zero keeps its weights
+        gram = self.gram[alive[:, None], alive] + torch.diag(strength * ridge[alive])
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        change = torch.zeros_like(self.right)
+        change[alive] = torch.cholesky_solve(self.right[alive], factor)
+        return change
+
+    def error_of(self, change: Tensor) -> float:
+        """Return the squared error over these samples after a change."""
+        gained = 2 * self.right - self.gram @ change
+        return self.error.item() - (change * gained).sum().item()
+
+
+def _refit(
+    stop: Stop,
+    parameters: Mapping[str, Tensor],
+    normal: Sequence[_Normal],
+    strengths: Sequence[float],
+) -> None:
+    """Change one map's parameters in place, if that lessens the error on the held-out samples."""
+    fit, held_out = normal
+    best, chosen = held_out.error.item(), None
+    for strength in strengths:
+        change = fit.solve(strength, stop.bias is not None)
+        error = held_out.error_of(change)
+        if error < best:
+            best, chosen = error, change
+    if chosen is None:
+        return
+    with torch.no_grad():
+        weight = parameters[stop.weight]
+        inputs = weight.flatten(1).shape[1]
+        weight += chosen[:inputs].T.reshape(weight.shape).to(weight)
+        if stop.bias is not None:
+            parameters[stop.bias] += chosen[-1].to(weight)

@@ -1,0 +1,83 @@
+"""The offline tables, from what `run_all.sh` left in runs/offline.
+
+    python recipes/offline/tables.py collect      # keep the results of what is finished
+    python recipes/offline/tables.py render       # write the pages from what is kept
+
+`collect` copies every finished `result.json` to `results/<foundation>/<experiment>.json` beside
+this script, and draws the figures 2a and 2b from there. `render` puts the tables into `README.md`
+beside this script and, NDA alone, into the project's README.md, each between `<!-- offline -->`
+and `<!-- /offline -->`. Experiments are those that the `experiments-*.yaml` name, contenders
+whatever is in the results, in their order.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from kept import HERE, RESULTS, collect, load
+from rendering import page, short
+
+from coin_hf.errors import InputError
+
+PAGE = HERE / "README.md"
+README = HERE.parents[1] / "README.md"
+BEGIN, END = "<!-- offline -->", "<!-- /offline -->"
+commands = typer.Typer(
+    help="The offline tables, from what run_all.sh left in runs/offline.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def filled(file: Path, content: str) -> str:
+    """Return the text of a page with new content between its marks.
+
+    Args:
+        file: The page.
+        content: What goes there.
+
+    Returns:
+        The whole text.
+
+    Raises:
+        InputError: If there is no such page, or it has no marks.
+    """
+    text = file.read_text("utf-8") if file.is_file() else ""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{file} has no place for the tables: add {BEGIN} and {END}")
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+@commands.command("collect")
+def collect_command(
+    runs: Annotated[Path, typer.Argument(help="What run_all.sh wrote.")] = Path("runs/offline"),
+    results: Annotated[Path, typer.Option(help="Where the results are kept.")] = RESULTS,
+) -> None:
+    """Keep the results of the finished experiments, and draw the figures."""
+    for file in collect(runs, results):
+        print(file)
+
+
+@commands.command("render")
+def render_command(
+    results: Annotated[Path, typer.Option(help="Where the results are kept.")] = RESULTS,
+    whole: Annotated[Path, typer.Option("--page", help="The page with everything.")] = PAGE,
+    readme: Annotated[Path, typer.Option(help="The page with the short table.")] = README,
+) -> None:
+    """Write the tables into the pages."""
+    kept = load(results)
+    texts = {whole: filled(whole, page(kept)), readme: filled(readme, short(kept))}
+    for file, text in texts.items():
+        file.write_text(text, encoding="utf-8")
+        print(file)
+
+
+if __name__ == "__main__":
+    try:
+        commands()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)

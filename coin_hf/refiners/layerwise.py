@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from coin_hf.refiners.lockstep import Pass, Stop, passes
 
-STRENGTHS = (1.0, 0.1, 0.01, 0.001)
-"""What `strength: auto` tries for each map, beside leaving it as it is."""
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""What `strength: auto` tries for each map, in this order until the error grows again."""
 ENTRIES = 2**24
 """How many numbers the rows that are formed at once may have."""
 
@@ -38,7 +38,7 @@ def refit_layers(
     r runs over samples and places (tokens, or patches by im2col). t is the mean of the Gram
     matrix's diagonal, so that the strength s has no unit; a bias is one more input, always 1,
     with the number of rows as its own t. Each map takes the strength with the smallest error on
-    the held-out samples, or stays as it is where none lessens it.
+    the held-out samples (the first minimum), or stays as it is where none lessens it.
 
     It is RegMean (arXiv:2212.09849) turned to the coding objective: the inputs are the coded
     model's, not each expert's, and the target is the coded output. Where maps of all experts are
@@ -191,6 +191,8 @@ def _refit(
         error = held_out.error_of(change)
         if error < best:
             best, chosen = error, change
+        elif chosen is not None:
+            break
     if chosen is None:
         return
     with torch.no_grad():

@@ -25,6 +25,8 @@ FIGURES = {
     "fig2a": ("Figure 2a", "NDA while distillation is trained"),
     "fig2b": ("Figure 2b", "NDA against the number of samples P"),
 }
+OTHERS = {"ablation": ("Ablation", "the steps of `refine`, and the rivals on the same copies")}
+"""Experiments that the paper does not have."""
 NOTHING = "No results are kept yet."
 
 
@@ -136,7 +138,8 @@ def facts(result: Result) -> str:
 def details(name: str, result: Result) -> str:
     """Render the whole comparison of one experiment, folded."""
     kind = name.partition("-")[0]
-    heading = f"{(TABLES | FIGURES)[kind][0]}: {column(name) or FIGURES[kind][1]}"
+    paper, what = (TABLES | FIGURES | OTHERS)[kind]
+    heading = f"{paper}: {column(name) or what}"
     lines = ["<details>", f"<summary>{heading}</summary>", "", facts(result), ""]
     return "\n".join([*lines, comparison_table(result, "markdown"), "", "</details>"])
 
@@ -154,8 +157,12 @@ def page(kept: Kept) -> str:
         for kind, (name, what) in FIGURES.items():
             if kind in found:
                 parts += [f"### {name}: {what}", f"![{name}](results/{foundation}/{kind}.png)"]
+        for kind, (name, what) in OTHERS.items():
+            if kind in found:
+                parts += [f"### {name}: {what}", facts(found[kind])]
+                parts.append(comparison_table(found[kind], "markdown"))
         parts.append("### Everything measured")
-        parts += [details(name, result) for name, result in found.items()]
+        parts += [details(name, found[name]) for name in found if name not in OTHERS]
     return "\n\n".join(parts) or NOTHING
 
 

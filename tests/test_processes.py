@@ -137,3 +137,28 @@ def test_several_coded_models_in_two_processes(world: Path, tmp_path: Path) -> N
     for key in ("betas", "erasures", "patterns", "mean_nda_several", "calibration", "detection"):
         assert same(result[key], one[key]), (key, result[key], one[key])
     assert (tmp_path / "coded" / "coded-1" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("coder", ["coin", "regmean"])
+def test_refined_in_two_processes(coder: str, world: Path, tmp_path: Path) -> None:
+    """An odd number of samples to fit to, and batches of which one process has more."""
+    changes = {
+        "coder": coder,
+        "lam": 0.1,
+        "samples": {"per_expert": 9, "seed": 0},
+        "refine": [{"step": "layerwise", "strength": 0.1}, {"step": "head", "strength": 1.0}],
+        "augment": {"copies": 2},
+        "evaluation": {"batch_size": 16},
+    }
+    done = launch(TORCHRUN, write(tmp_path, world, **changes), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["run"]["processes"] == 2
+    one = encode(Recipe.from_yaml(tmp_path / "recipe.yaml"))
+    found = load_file(tmp_path / "coded" / "model.safetensors")
+    for name, value in one.coded_models[0].parameters.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+    assert result["refinements"][0]["kept"]
+    for told, expected in zip(result["refinements"], one.result["refinements"], strict=True):
+        assert told["kept"] == expected["kept"]
+        assert told["after"] == pytest.approx(expected["after"], rel=1e-3)

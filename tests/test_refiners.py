@@ -88,6 +88,23 @@ def test_layers_are_the_slow_regressions(strength: float) -> None:
     ]  # fmt: skip
 
 
+def test_a_map_that_is_used_twice_is_refitted_where_it_comes_first() -> None:
+    class Twice(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + super().forward(x.flip(-1))
+
+    def build(seed: int) -> nn.Module:
+        model = Twice().double().eval().requires_grad_(False)
+        model.load_state_dict(small(seed).state_dict())
+        return model
+
+    experts, coded, x = [build(1), build(2)], build(3), images(6, 8)
+    expected = reference.refitted(copy.deepcopy(coded), experts, x, betas=BETAS, strength=0.1)
+    found = refit_layers(coded, experts, x, x, betas=BETAS, strength=0.1)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9)
+
+
 def test_rows_in_parts_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     experts, coded, x = [small(1), small(2)], small(3), images(6, 8)
     whole = refit_layers(coded, experts, x, x[:2], betas=BETAS)

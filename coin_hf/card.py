@@ -212,17 +212,25 @@ def _refined(result: dict[str, Any]) -> str:
     """The rows of the table that tell the steps behind the coder."""
     several = len(rows_of(result["betas"])) > 1
     lines = []
-    for each in result.get("refinements", ()):
-        of = f" of `{coded_folder(each['coded'])}`" if several else ""
-        verdict = "" if each["kept"] else ", dropped: it did not help"
-        lines.append(
-            f"| refined by | `{each['step']}`{of}: coding loss of {each['held_out']} held-out samples "
-            f"{each['before']:.4g} → {each['after']:.4g}{verdict} |\n"
-        )
-    if lines and "augment" in result:
+    if "augment" in result:
         block = result["augment"]
-        made = f"{block['copies']} copies of each sample ({', '.join(block['transforms'])})"
-        lines.append(f"| refined on | the samples that are left and {made} |\n")
+        kinds = ", ".join(block["transforms"])
+        what = "distillation" if result["coder"] == "distillation" else "RegMean"
+        users = [what] if result["coder"] in ("regmean", "distillation") else []
+        users += ["the steps of `refine`"] if result.get("refinements") else []
+        lines.append(
+            f"| copies | {block['copies']} of each sample ({kinds}), for {' and '.join(users)} |\n"
+        )
+    for each in result.get("refinements", ()):
+        of = f" of coded model {each['coded']}" if several else ""
+        losses = [
+            "no number" if each[key] is None else f"{each[key]:.4g}" for key in ("before", "after")
+        ]
+        verdict = "kept" if each["kept"] else "dropped"
+        lines.append(
+            f"| refining{of} | `{each['step']}` on {each['samples']} inputs, {verdict}: coding loss "
+            f"{' → '.join(losses)} on {each['held_out']} samples that the step did not see |\n"
+        )
     return "".join(lines)
 
 

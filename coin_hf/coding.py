@@ -16,7 +16,7 @@ from coin_hf.erasure import ErasureCode
 from coin_hf.experts import Expert
 from coin_hf.offers import Offer, Passes, Task, prepare
 from coin_hf.recipe import Recipe
-from coin_hf.refining import Refinement, check_steps, refine
+from coin_hf.refining import Refinement, check_steps, parts_of, refine
 from coin_hf.selection import Choice, choose
 
 
@@ -106,7 +106,7 @@ def code(task: Task) -> Coding:
 
 
 def calibrate_on(task: Task, coded: Sequence[Expert]) -> Calibration:
-    """Measure coded models on the samples that choose.
+    """Measure coded models on the samples that choose, or those that no step was fitted to.
 
     Args:
         task: Experts and samples.
@@ -115,8 +115,12 @@ def calibrate_on(task: Task, coded: Sequence[Expert]) -> Calibration:
     Returns:
         The calibration.
     """
-    answers = [task.logits(each.model, task.parts[1]) for each in coded]
-    return calibrate(task.expert_logits, answers, ErasureCode(task.rows))
+    samples, known = task.parts[1], None
+    if task.recipe.refine:
+        samples = parts_of(task)[1]
+        known = [task.logits(expert.model, samples) for expert in task.experts]
+    answers = [task.logits(each.model, samples) for each in coded]
+    return calibrate(known or task.expert_logits, answers, ErasureCode(task.rows))
 
 
 def build_all(

@@ -17,13 +17,13 @@ from coin_hf.errors import InputError
 from coin_hf.evaluation import evaluate_erasures
 from coin_hf.experts import Expert
 from coin_hf.images import LabelledImages
-from coin_hf.layout import FORMAT, REFINING
+from coin_hf.layout import FORMAT
 from coin_hf.memory import watch
 from coin_hf.offers import Task, check
 from coin_hf.pipeline import machine, resolve
 from coin_hf.preparation import compute_fishers, draw, load_experts, open_tests
 from coin_hf.recipe import Contender, FisherBlock, Recipe
-from coin_hf.records import architecture, environment
+from coin_hf.records import architecture, environment, recorded_steps
 from coin_hf.refining import check_steps
 from coin_hf.samples import Samples
 from coin_hf.summary import Row, average_of, controls, summary
@@ -228,10 +228,11 @@ def _name(contender: Contender, per_expert: int, seed: int) -> str:
 
 
 def _settings(recipe: Recipe, contender: Contender) -> dict[str, Any]:
-    said = recipe.with_coder(contender).dump()
+    used = recipe.with_coder(contender)
+    said = used.dump()
     keys = OWN.get(contender.coder, (contender.coder,))
-    refined = {key: said[key] for key in REFINING if said.get(key)}
-    return {"coder": contender.coder, **{key: said[key] for key in keys}, **refined}
+    own = {key: said[key] for key in keys}
+    return {"coder": contender.coder, **own, **recorded_steps(used)}
 
 
 def _kept(recipe: Recipe, folder: Path, accelerator: Accelerator) -> dict[str, Row]:

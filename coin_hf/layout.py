@@ -29,7 +29,7 @@ COIN_KEYS = (
 SETTINGS = ("task_arithmetic", "regmean", "distillation")
 """Blocks of coders' settings; the one of the coder used is recorded."""
 REFINING = ("refine", "augment")
-"""Keys that are recorded where a coded model was refined."""
+"""Keys that are recorded where they had a part in a coded model."""
 RESULT_KEYS = (*COIN_KEYS, "erasures", "mean_nda", "run")
 """What a reader of coin.json and of result.json relies on."""
 

@@ -139,9 +139,14 @@ def enlarged(samples: Samples, recipe: Recipe) -> Samples:
         transforms=block.transforms,
         seed=recipe.samples.seed,
     )
+    count = len(samples)
+    inputs = samples.inputs.new_empty((1 + block.copies) * count, *samples.inputs.shape[1:])
+    inputs[:count] = samples.inputs
+    for number, copy_ in enumerate(made, start=1):
+        inputs[number * count : (number + 1) * count] = copy_
     return replace(
         samples,
-        inputs=torch.cat([samples.inputs, *made]),
+        inputs=inputs,
         labels=None,
         sources=samples.sources.repeat(1 + block.copies),
     )
@@ -194,9 +199,11 @@ def check(task: Task) -> None:
 
 def _coin(task: Task) -> Offer:
     thetas, (samples, _), recipe = task.thetas, task.parts, task.recipe
-    fishers = task.fishers or compute_fishers(
-        recipe, task.experts, samples, task.accelerator, task.progress, task.resume
-    )
+    fishers = task.fishers
+    if fishers is None:
+        fishers = compute_fishers(
+            recipe, task.experts, samples, task.accelerator, task.progress, task.resume
+        )
     classes, block = task.experts[0].num_classes, recipe.fisher
     exact = resolve_estimator(classes, block.estimator) == "exact"
     passed = len(samples) * len(thetas)

@@ -221,7 +221,7 @@ class Contender(_Block):
     refine: Steps | None = None
     """In place of the recipe's steps; `[]` for none."""
     augment: AugmentBlock | None = None
-    """In place of the recipe's block."""
+    """In place of the recipe's block; `null` for none."""
 
     @property
     def label(self) -> str:
@@ -451,6 +451,12 @@ class Recipe(_Block):
         return self.task_arithmetic
 
     @property
+    def enlarges(self) -> bool:
+        """Whether the coder or a step takes the copies that `augment` asks for."""
+        takes = bool(self.refine) or self.coder in ("regmean", "distillation")
+        return self.augment is not None and takes
+
+    @property
     def contenders(self) -> tuple[Contender, ...]:
         """The coders that `compare` compares."""
         if self.compare.coders is not None:
@@ -466,6 +472,8 @@ class Recipe(_Block):
             for key in Contender.model_fields
             if key != "name" and (value := getattr(contender, key)) is not None
         }
+        if contender.augment is None and "augment" in contender.model_fields_set:
+            changes["augment"] = None
         return self.model_copy(update=changes)
 
     @property

@@ -61,7 +61,7 @@ def coin_record(
         "betas": said["betas"],
         "lam": said["lam"] if recipe.coder == "coin" else None,
         **_settings(recipe.coder, said),
-        **{key: said[key] for key in REFINING if said.get(key)},
+        **recorded_steps(recipe),
         "experts": said["experts"],
         "datasets": said["datasets"],
         "samples": {**said["samples"], "rows": drawn},
@@ -70,6 +70,20 @@ def coin_record(
         "calibration": calibration.dump(),
         "versions": environment(),
     }
+
+
+def recorded_steps(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe says of refining and of copies, where it has a part.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        `refine` and `augment` as plain data, each only where it is used.
+    """
+    said = recipe.dump()
+    used = {"refine": bool(recipe.refine), "augment": recipe.enlarges}
+    return {key: said[key] for key in REFINING if used[key]}
 
 
 def _settings(coder: str, said: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Refine coded models by the recipe's steps; keep a step only where it helps held-out samples."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from coin_hf.evaluation import coding_errors
 from coin_hf.experts import Expert
 from coin_hf.offers import Passes, Task, enlarged
 from coin_hf.recipe import RefineBlock
-from coin_hf.refiners import find_head, refit_head, refit_layers
+from coin_hf.refiners import Unsuitable, check_maps, find_head, refit_head, refit_layers
 from coin_hf.samples import Samples
 
 HELD_OUT = 0.2
 """Share of each expert's samples that judge the steps, where `samples.held_out` sets none aside."""
+GAIN = 1e-3
+"""What a step must gain of the loss, or it is dropped."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,13 @@ class Refinement:
     step: str
     coded: int
     """Number of the coded model."""
-    before: float
-    """Coding loss of the held-out samples before the step."""
-    after: float
+    before: float | None
+    """Coding loss of the held-out samples before the step; None where it is no number. They are
+    held out from the steps; the coder has seen them unless `samples.held_out` sets them aside."""
+    after: float | None
     """The same after it."""
     kept: bool
-    """Whether the step stays, as it does where `after` is smaller."""
+    """Whether the step stays, as it does where `after` is smaller by more than rounding."""
     samples: int
     """How many inputs it was fitted to, copies included."""
     held_out: int
@@ -58,9 +62,13 @@ def check_steps(task: Task) -> None:
     if not task.recipe.refine:
         return
     fit, _ = parts_of(task)
-    if any(block.step == "head" for block in task.recipe.refine):
-        with _named():
-            find_head(task.experts[0].model, fit.inputs[:1])
+    steps = {block.step for block in task.recipe.refine}
+    model, sample = task.experts[0].model, fit.inputs[:1]
+    with _named():
+        if "head" in steps:
+            find_head(model, sample)
+        if "layerwise" in steps:
+            check_maps(model, sample)
 
 
 @contextmanager
@@ -68,7 +76,7 @@ def _named() -> Iterator[None]:
     """Say what it was that the numeric core refuses."""
     try:
         yield
-    except ValueError as error:
+    except Unsuitable as error:
         raise InputError(f"refine: {error}") from error
 
 
@@ -91,7 +99,7 @@ def parts_of(task: Task) -> tuple[Samples, Samples]:
     except InputError as error:
         raise InputError(
             f"`refine` holds out a fifth of each expert's samples, and "
-            f"{task.recipe.samples.per_expert} are too few: raise `samples.per_expert`"
+            f"{task.recipe.samples.per_expert} are too few: raise `samples.per_expert` to 5 or more"
         ) from error
 
 
@@ -108,68 +116,75 @@ def refine(task: Task, coded: Sequence[Expert]) -> tuple[list[Refinement], Passe
     Raises:
         InputError: If a step cannot work on these networks.
     """
-    fit, held_out = parts_of(task)
-    more = enlarged(fit, task.recipe)
-    known = [task.logits(expert.model, held_out) for expert in task.experts]
+    bench = _Bench(task)
     found: list[Refinement] = []
-    networks = len(task.experts)
-    passes = Passes(networks * len(held_out))
     for c, (each, betas) in enumerate(zip(coded, task.rows, strict=True)):
-        before = _loss(task, each, held_out, known, betas)
-        passes += Passes(len(held_out))
+        before = bench.loss(each, betas)
         for block in task.recipe.refine:
             start = time.perf_counter()
             old = {name: value.clone() for name, value in each.parameters.items()}
-            load(each.model, _step(task, block, each, more, held_out, betas), {})
-            after = _loss(task, each, held_out, known, betas)
-            kept = after < before
+            load(each.model, bench.step(block, each, betas), {})
+            after = bench.loss(each, betas)
+            kept = after is not None and (before is None or after < (1 - GAIN) * before)
             if not kept:
                 load(each.model, old, {})
             seconds = round(time.perf_counter() - start, 2)
-            numbers = len(more), len(held_out)
+            numbers = len(bench.samples), len(bench.held_out)
             found.append(Refinement(block.step, c, before, after, kept, *numbers, seconds))
-            passes += Passes((networks + 1) * len(more) + len(held_out))
             before = after if kept else before
-    return found, passes
+    return found, bench.passes
 
 
-def _loss(
-    task: Task, coded: Expert, samples: Samples, known: Sequence[Tensor], betas: Sequence[float]
-) -> float:
-    answers = [task.logits(coded.model, samples)]
-    loss = coding_errors(known, answers, ErasureCode(betas)).double().mean().item()
-    return loss if loss == loss else float("inf")  # a step that ends in no number did not help
+class _Bench:
+    """The samples of a task's steps, and the experts' answers on them."""
 
+    def __init__(self, task: Task) -> None:
+        fit, self.held_out = parts_of(task)
+        self.task, self.samples = task, enlarged(fit, task.recipe)
+        self.models = [expert.model for expert in task.experts]
+        self.known = [task.logits(model, self.held_out) for model in self.models]
+        self.passes = Passes(len(self.models) * len(self.held_out))
+        self._answers: list[Tensor] | None = None
 
-def _step(
-    task: Task,
-    block: RefineBlock,
-    coded: Expert,
-    samples: Samples,
-    held_out: Samples,
-    betas: Sequence[float],
-) -> dict[str, Tensor]:
-    """Return the parameters that a step changes."""
-    strength = None if block.strength == "auto" else block.strength
-    models = [expert.model for expert in task.experts]
-    with _named():
-        if block.step == "head":
-            answers = [task.logits(model, samples).double() for model in models]
-            return refit_head(
+    @property
+    def answers(self) -> list[Tensor]:
+        """The experts' logits on the samples, copies included, each (P, K)."""
+        if self._answers is None:
+            self._answers = [self.task.logits(m, self.samples).double() for m in self.models]
+            self.passes += Passes(len(self.models) * len(self.samples))
+        return self._answers
+
+    def loss(self, coded: Expert, betas: Sequence[float]) -> float | None:
+        """Return the coding loss of the held-out samples; None where it is no number."""
+        answers = [self.task.logits(coded.model, self.held_out)]
+        self.passes += Passes(len(self.held_out))
+        found = coding_errors(self.known, answers, ErasureCode(betas)).double().mean().item()
+        return found if math.isfinite(found) else None
+
+    def step(self, block: RefineBlock, coded: Expert, betas: Sequence[float]) -> dict[str, Tensor]:
+        """Return the parameters that a step changes."""
+        task, samples = self.task, self.samples
+        strength = None if block.strength == "auto" else block.strength
+        with _named():
+            if block.step == "head":
+                self.passes += Passes(len(samples))
+                return refit_head(
+                    coded.model,
+                    samples.inputs,
+                    ErasureCode(betas).encode(self.answers)[0],
+                    strength=strength,
+                    batch_size=task.recipe.evaluation.batch_size,
+                    accelerator=task.accelerator,
+                )
+            networks = len(self.models) + 1
+            self.passes += Passes(networks * (len(samples) + len(self.held_out)))
+            return refit_layers(
                 coded.model,
+                self.models,
                 samples.inputs,
-                ErasureCode(betas).encode(answers)[0],
+                self.held_out.inputs,
+                betas=betas,
                 strength=strength,
-                batch_size=task.recipe.evaluation.batch_size,
                 accelerator=task.accelerator,
+                progress=task.progress,
             )
-        return refit_layers(
-            coded.model,
-            models,
-            samples.inputs,
-            held_out.inputs,
-            betas=betas,
-            strength=strength,
-            accelerator=task.accelerator,
-            progress=task.progress,
-        )

@@ -108,6 +108,11 @@ def tune_betas(
             f"{', '.join(f'{p:g}' for p in missing)}"
         )
     recipe = recipe_of(ensemble.coin)
+    if recipe.refine:
+        raise InputError(
+            f"'{target}' was refined, and betas are tried by re-coding, which does not refine: "
+            "encode it without `refine`, tune that, and encode again with the betas found"
+        )
     samples = draw(recipe, experts[0], Accelerator())
     inputs = samples.inputs.to(next(experts[0].model.parameters()).dtype)
     batch = recipe.evaluation.batch_size

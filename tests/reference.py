@@ -308,10 +308,11 @@ def seen(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
     return found[0]
 
 
-def cross_validation(features: Tensor, residual: Tensor, ridge: float) -> float:
+@torch.no_grad()
+def cross_validation(features: Tensor, residual: Tensor, ridge: Tensor) -> float:
     """Generalised cross-validation of a ridge regression, with the smoothing matrix written out."""
-    count, width = features.shape
-    inverse = torch.linalg.inv(features.T @ features + ridge * torch.eye(width).to(features))
+    count = len(features)
+    inverse = torch.linalg.inv(features.T @ features + torch.diag(ridge))
     smoothing = features @ inverse @ features.T
     left = residual - smoothing @ residual
     return float(count * left.square().sum() / (count - smoothing.trace()) ** 2)

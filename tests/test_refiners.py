@@ -12,8 +12,9 @@ from builders import timm_model
 from torch import Tensor, nn
 
 from coin_hf.coders import average
+from coin_hf.refiners import Unsuitable, check_maps, refit_head, refit_layers
 from coin_hf.refiners import head as head_module
-from coin_hf.refiners import refit_head, refit_layers
+from coin_hf.refiners.layerwise import moved
 from coin_hf.refiners.lockstep import passes
 
 BETAS = [0.3, 0.7]
@@ -149,7 +150,28 @@ def test_each_layer_takes_the_strength_that_the_held_out_samples_prefer() -> Non
     assert len(set(errors)) == 5
 
 
-def test_a_layer_stays_where_nothing_lessens_the_held_out_error() -> None:
+def test_a_layer_stays_where_every_strength_is_worse_on_the_held_out_samples() -> None:
+    """Held-out samples on which the coded model is exact, and others on which it is not."""
+
+    class Either(Linear):
+        def __init__(self, seed: int, below: float) -> None:
+            super().__init__(seed)
+            self.below = below
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            return self.head(x * torch.where(x[:, :1] < 0, self.below, 1.0))
+
+    coded, experts = Either(1, 1.0), [Either(1, 3.0), Either(1, 2.0)]
+    x = images(40, 2)
+    x[:20, 0, 0, 0], x[20:, 0, 0, 0] = -0.5, 0.5
+    found = refit_layers(coded, experts, x[:20], x[20:], betas=BETAS)
+    assert all(torch.equal(found[name], value) for name, value in coded.named_parameters())
+    free = refit_layers(coded, experts, x[:20], x[:20], betas=BETAS)
+    assert not torch.equal(free["head.weight"], coded.get_parameter("head.weight"))
+
+
+def test_a_layer_stays_where_all_networks_agree() -> None:
     coded, experts = small(3), [small(3), small(3)]
     found = refit_layers(coded, experts, images(4, 8), images(2, 8, 1), betas=BETAS)
     for name, value in coded.named_parameters():
@@ -210,10 +232,13 @@ def test_the_head_is_ridge_regression(count: int, bias: bool) -> None:
     features, logits = reference.seen(coded, "fc", x)
     residual = targets - logits
     scale = float(features.detach().square().sum(0).mean())
-    z = torch.cat([features, torch.ones_like(features[:, :1])], 1) if bias else features
+    z, ridge = features.detach(), torch.full((features.shape[1],), scale).double()
+    if bias:
+        z = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        ridge = torch.cat([ridge, torch.tensor([float(count)]).double()])
     found = refit_head(coded, x, targets, strength=0.1, batch_size=5)
     assert list(found) == (["fc.weight", "fc.bias"] if bias else ["fc.weight"])
-    rows = torch.cat([z, (0.1 * scale) ** 0.5 * torch.eye(z.shape[1]).double()])
+    rows = torch.cat([z, torch.diag((0.1 * ridge).sqrt())])
     wanted = torch.cat([residual, torch.zeros(z.shape[1], 10).double()])
     change = torch.linalg.lstsq(rows, wanted).solution.T
     fc = coded.get_classifier()
@@ -221,11 +246,33 @@ def test_the_head_is_ridge_regression(count: int, bias: bool) -> None:
     if bias:
         torch.testing.assert_close(found["fc.bias"], fc.bias + change[:, -1])
 
-    scores = {s: reference.cross_validation(z, residual, s * scale) for s in head_module.STRENGTHS}
+    scores = {s: reference.cross_validation(z, residual, s * ridge) for s in head_module.STRENGTHS}
     best = min(scores, key=lambda s: scores[s])
     chosen = refit_head(coded, x, targets)
     expected = refit_head(coded, x, targets, strength=best)
     assert all(torch.equal(chosen[name], expected[name]) for name in chosen)
+
+
+def test_a_head_that_is_a_convolution_is_refitted_as_one() -> None:
+    """As in timm's ResNetV2."""
+
+    class Convolved(Linear):
+        def __init__(self, seed: int) -> None:
+            super().__init__(seed)
+            linear = self.head
+            self.head = nn.Conv2d(12, 4, 1).double()
+            self.head.weight.data = linear.weight.data[:, :, None, None]
+            self.head.bias.data = linear.bias.data
+            self.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.flatten(1)[:, :, None, None]).flatten(1)
+
+    x, targets = images(20, 2), torch.arange(80.0).view(20, 4).double()
+    found, expected = (refit_head(kind(1), x, targets) for kind in (Convolved, Linear))
+    assert found["head.weight"].shape == (4, 12, 1, 1)
+    torch.testing.assert_close(found["head.weight"].flatten(1), expected["head.weight"])
+    torch.testing.assert_close(found["head.bias"], expected["head.bias"])
 
 
 def test_a_network_without_a_linear_end_is_refused() -> None:
@@ -233,8 +280,29 @@ def test_a_network_without_a_linear_end_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
-    with pytest.raises(ValueError, match="Scaled does not end in a linear map: leave the refiner"):
-        refit_head(Scaled(1), images(4, 2), torch.zeros(4, 4))
+    class Doubled(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mul_(2)
+
+    for kind in (Scaled, Doubled):
+        with pytest.raises(
+            Unsuitable, match=f"{kind.__name__} does not end in a linear map: leave"
+        ):
+            refit_head(kind(1), images(4, 2), torch.zeros(4, 4))
+
+
+def test_a_network_without_dense_maps_is_refused() -> None:
+    class Depthwise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.only = nn.Conv2d(3, 3, 2, groups=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.only(x).flatten(1)
+
+    one = Depthwise().requires_grad_(False)
+    with pytest.raises(Unsuitable, match="no dense two-dimensional convolution or linear map"):
+        refit_layers(one, [one], images(4, 2), images(2, 2), betas=[1.0])
 
 
 def test_networks_of_other_maps_are_refused() -> None:
@@ -249,7 +317,11 @@ def test_half_precision_stays_what_it_is() -> None:
     halves = [each.to(torch.bfloat16) for each in (coded, *experts)]
     found = refit_layers(halves[0], halves[1:], images(8), images(4, seed=1), betas=BETAS)
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
-    assert all(value.isfinite().all() for value in found.values())
+    x = images(20, seed=2).to(torch.bfloat16)
+    changed = with_parameters(halves[0], found)
+    assert loss(changed, halves[1:], x) < loss(halves[0], halves[1:], x)
+    parameter, change = torch.tensor([1.0]).bfloat16(), torch.tensor([2.0**-8 + 2.0**-20]).double()
+    assert moved(parameter, change) == torch.tensor([1.0078125]).bfloat16()  # rounded but once
 
 
 @pytest.mark.parametrize("step", ["layers", "head"])
@@ -320,8 +392,8 @@ def test_maps_on_what_is_no_sample_are_left_alone() -> None:
             self.position = nn.Linear(2, 12, dtype=torch.float64).requires_grad_(False)
 
         def forward(self, x: Tensor) -> Tensor:
-            table = torch.ones(1, 2, dtype=torch.float64)
-            return self.head(x.flatten(1) + self.position(table))
+            table = torch.ones(35, 2, dtype=torch.float64)
+            return self.head(x.flatten(1) + self.position(table)[0])
 
     def build(seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -329,6 +401,24 @@ def test_maps_on_what_is_no_sample_are_left_alone() -> None:
             return Biased(seed)
 
     coded, experts = build(3), [build(1), build(2)]
-    found = refit_layers(coded, experts, images(30, 2), images(9, 2, 1), betas=BETAS)
-    assert torch.equal(found["position.weight"], coded.get_parameter("position.weight"))
-    assert not torch.equal(found["head.weight"], coded.get_parameter("head.weight"))
+    for count in (4, 9):  # with four and one that is not counted, the table is as long as a batch
+        found = refit_layers(coded, experts, images(30, 2), images(count, 2, 1), betas=BETAS)
+        assert torch.equal(found["position.weight"], coded.get_parameter("position.weight"))
+        assert not torch.equal(found["head.weight"], coded.get_parameter("head.weight"))
+
+
+def test_maps_on_tokens_first_are_left_alone_and_windows_are_not() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.windows, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+            self.double().requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).mT  # (B, 4, 3)
+            x = self.tokens(x.transpose(0, 1)).transpose(0, 1)
+            x = self.windows(x.reshape(-1, 2, 3)).reshape(-1, 4, 3)
+            return self.head(x.mean(1))
+
+    found = check_maps(Turned(), images(1, 2))
+    assert found == {"windows.weight": 2, "head.weight": 1}

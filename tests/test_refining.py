@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from coin_hf.records import recipe_of
 from coin_hf.refiners import refit_head, refit_layers
 from coin_hf.report import table
 from coin_hf.repository import read_repository
+from coin_hf.tuning import tune_betas
 
 BETAS = [0.25, 0.75]
 STEPS = [{"step": "layerwise", "strength": 0.1}, {"step": "head", "strength": 1.0}]
@@ -92,7 +94,28 @@ def test_a_step_that_does_not_help_is_dropped(world: Path) -> None:
     ensemble = encode(given.recipe)
     assert "COIN +" not in table(ensemble.result)
     card = str(model_card(ensemble.result, "me/coded"))
-    assert "`head`: coding loss of 8 held-out samples 0 → 0, dropped: it did not help" in card
+    line = "`head` on 32 inputs, dropped: coding loss 0 → 0 on 8 samples that the step did not see"
+    assert line in card
+
+
+@pytest.mark.parametrize("worse", [1.0, float("nan")])
+def test_what_a_dropped_step_did_is_undone(
+    world: Path, tmp_path: Path, worse: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(model: torch.nn.Module, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
+        return {name: value + worse for name, value in model.named_parameters()}
+
+    given = task(world, refine=["head"])
+    with monkeypatch.context() as patch:
+        patch.setattr("coin_hf.refining.refit_head", spoil)
+        found = code(given)
+        encode(given.recipe).save_pretrained(tmp_path / "coded")
+    assert same(found, code(task(world)))
+    (told,) = json.loads((tmp_path / "coded" / "result.json").read_text())["refinements"]
+    assert not told["kept"]
+    assert (told["after"] is None) == math.isnan(worse)
+    card = (tmp_path / "coded" / "README.md").read_text()
+    assert ("→ no number on 8 samples" in card) == math.isnan(worse)
 
 
 @pytest.mark.parametrize("coder", ["coin", "averaging", "regmean", "distillation"])
@@ -154,8 +177,8 @@ def test_passes_are_counted(world: Path) -> None:
     plain = code(task(world)).passes
     found = code(task(world, refine=["layerwise", "head"], augment=AUGMENT)).passes
     held, more = 8, 3 * 32
-    steps = 2 * ((2 + 1) * more + held)
-    assert found == plain + Passes(2 * held + held + steps)
+    layers, head = 3 * (more + held), 3 * more
+    assert found == plain + Passes(2 * held + 3 * held + layers + head)
 
 
 def test_samples_that_are_held_out_judge(world: Path) -> None:
@@ -182,14 +205,44 @@ def test_the_repository_tells_it_and_runs_again(refined: Path) -> None:
     (told,) = result["refinements"]
     assert told["kept"]
     card = (refined / "README.md").read_text()
-    line = f"held-out samples {told['before']:.4g} → {told['after']:.4g} |"
-    assert f"| refined by | `layerwise`: coding loss of 8 {line}" in card
-    assert "2 copies of each sample (shift, mixup)" in card
+    losses = f"{told['before']:.4g} → {told['after']:.4g}"
+    line = f"{losses} on 8 samples that the step did not see |"
+    assert f"| refining | `layerwise` on 96 inputs, kept: coding loss {line}" in card
+    assert "| copies | 2 of each sample (shift, mixup), for the steps of `refine` |" in card
     assert "COIN + layerwise" in card
     again = encode(recipe_of(read_repository(refined, "coded")[0]))
     kept = CodedEnsemble.from_pretrained(refined).coded_models[0].parameters
     for name, value in again.coded_models[0].parameters.items():
         assert torch.equal(value, kept[name])
+
+
+def test_calibration_is_of_samples_that_no_step_saw(refined: Path) -> None:
+    coin = json.loads((refined / "coin.json").read_text())
+    assert coin["calibration"]["samples"] == 8
+    result = json.loads((refined / "result.json").read_text())
+    assert coin["calibration"]["losses"] == pytest.approx([result["refinements"][0]["after"]])
+
+
+def test_betas_of_a_refined_model_are_not_tuned(refined: Path) -> None:
+    with pytest.raises(InputError, match="was refined, and betas are tried by re-coding, which"):
+        tune_betas(refined, [0.2, 0.1])
+
+
+def test_copies_that_nobody_takes_are_not_recorded(world: Path) -> None:
+    ensemble = encode(task(world, augment=AUGMENT).recipe)
+    assert "augment" not in ensemble.coin
+    taken = encode(task(world, coder="regmean", regmean={"mode": "conv"}, augment=AUGMENT).recipe)
+    assert taken.coin["augment"] == AUGMENT
+    card = str(model_card(taken.result, "me/coded"))
+    assert "| copies | 2 of each sample (shift, mixup), for RegMean |" in card
+
+
+def test_a_row_can_do_without_the_recipes_copies(world: Path) -> None:
+    coders = ["distillation", {"coder": "distillation", "name": "plain", "augment": None}]
+    recipe = task(world, augment=AUGMENT, refine=["head"], compare={"coders": coders}).recipe
+    first, second = map(recipe.with_coder, recipe.contenders)
+    assert (first.augment, second.augment) == (recipe.augment, None)
+    assert first.refine == second.refine == recipe.refine
 
 
 def test_recoding_says_that_it_does_not_refine(refined: Path, tmp_path: Path) -> None:
@@ -207,7 +260,7 @@ def test_recoding_says_that_it_does_not_refine(refined: Path, tmp_path: Path) ->
         (
             {"samples": {"per_expert": 4, "seed": 0}},
             "`refine` holds out a fifth of each expert's samples, and 4 are too few: raise "
-            "`samples.per_expert`",
+            "`samples.per_expert` to 5 or more",
         ),
     ],
 )

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coin_hf.refiners.lockstep import Stop, passes
+from coin_hf.refiners.layerwise import moved
+from coin_hf.refiners.lockstep import Stop, Unsuitable, passes
 
 STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
 """What `strength: auto` tries: 10 ... 1e-4, two for each decade."""
 
 
+@torch.no_grad()
 def refit_head(
     model: nn.Module,
     inputs: Tensor,
@@ -27,7 +29,8 @@ def refit_head(
 
         W = argmin sum_l || W z_l - sum_i beta_i f_i(x_l) ||^2 + s t || W - W_c ||^2
 
-    t is the mean of z^2, so that the strength s has no unit. Unless it is given, s minimises
+    t is the mean of the Gram matrix's diagonal, for a bias the number of samples, so that the
+    strength s has no unit. Unless it is given, s minimises
     generalised cross-validation, P ||(I - A) R||^2 / (P - tr A)^2 with A the smoothing matrix and
     R the residuals of W_c: no sample is set aside and no label is seen. One eigendecomposition of
     the Gram matrix of features or of samples, whichever is smaller, serves every s.
@@ -45,21 +48,23 @@ def refit_head(
         The classifier's weight, and bias where there is one, by name. Solved in float64.
 
     Raises:
-        ValueError: If the model does not end in a linear map.
+        Unsuitable: If the model does not end in a linear map.
     """
     names, features, logits = _features(model, inputs, batch_size, accelerator)
     parameters = dict(model.named_parameters())
-    weight = parameters[names[0]]
-    features = features.to(weight.device, torch.float64)
-    scale = features.square().mean().item() * len(features)  # of the Gram matrix's diagonal
+    device = parameters[names[0]].device
+    device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    features = features.to(device, torch.float64)
+    count, width = features.shape
+    scale = features.square().mean().item() * count
+    unit = (scale / count) ** 0.5 or 1.0  # of the bias's column: its ridge is then s P
     if len(names) > 1:
-        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+        features = torch.cat([features, torch.full_like(features[:, :1], unit)], 1)
     residual = (targets - logits).to(features)
     change = _ridge(features, residual, scale, strength)
-    inputs_of = weight.shape[1]
-    found = {names[0]: weight.detach() + change[:inputs_of].T.to(weight)}
+    found = {names[0]: moved(parameters[names[0]], change[:width].T)}
     if len(names) > 1:
-        found[names[1]] = parameters[names[1]].detach() + change[-1].to(weight)
+        found[names[1]] = moved(parameters[names[1]], unit * change[-1])
     return found
 
 
@@ -106,6 +111,7 @@ def _features(
     return names, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
 
 
+@torch.no_grad()
 def find_head(model: nn.Module, inputs: Tensor) -> list[str]:
     """Find the linear map that gives the logits.
 
@@ -117,7 +123,7 @@ def find_head(model: nn.Module, inputs: Tensor) -> list[str]:
         The names of its weight and, if there is one, its bias.
 
     Raises:
-        ValueError: If the model does not end in a linear map.
+        Unsuitable: If the model does not end in a linear map.
     """
     first = next(model.parameters())
     stop, _ = _last(model, inputs.to(first.device, first.dtype))
@@ -131,18 +137,19 @@ def _names(stop: Stop) -> list[str]:
 def _last(model: nn.Module, batch: Tensor) -> tuple[Stop, Tensor]:
     """Run a batch; return the last map and the logits, which it must give."""
     with passes([model], batch) as [only]:
-        last: tuple[Stop, Tensor] | None = None
+        last: tuple[Stop, Tensor, int] | None = None
         stop = only.go()
         while stop is not None:
             output = stop.run()
-            last = stop, output
+            last = stop, output, output._version
             stop = only.go(output)
         logits = only.logits
     if last is not None and logits is not None:
-        stop, output = last
-        flat = stop.flat(output)
-        if flat.shape == logits.shape and torch.equal(flat, logits):
+        stop, output, version = last
+        flat = stop.flat(output).nan_to_num()
+        same = flat.shape == logits.shape and torch.equal(flat, logits.nan_to_num())
+        if same and output._version == version:  # else it was changed in place since
             return stop, logits
-    raise ValueError(
+    raise Unsuitable(
         f"{type(model).__name__} does not end in a linear map: leave the refiner `head` out"
     )

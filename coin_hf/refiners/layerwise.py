@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from coin_hf.refiners.lockstep import Pass, Stop, passes
+from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, check_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """What `strength: auto` tries for each map, in this order until the error grows again."""
@@ -16,6 +16,7 @@ ENTRIES = 2**24
 """How many numbers the rows that are formed at once may have."""
 
 
+@torch.no_grad()
 def refit_layers(
     model: nn.Module,
     experts: Sequence[nn.Module],
@@ -60,15 +61,16 @@ def refit_layers(
         for any number of processes.
 
     Raises:
-        ValueError: If the networks do not go through the same maps.
+        Unsuitable: If the networks do not go through the same maps, or there is none to refit.
     """
+    places = check_maps(model, inputs[:1])
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters())
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     first = next(iter(parameters.values()))
     parts = [part[rank::world] for part in (inputs, held_out)]
-    # Two more at the end, which nothing counts: no process is without samples, or has but one.
-    batch = torch.cat([*parts, inputs[:1], inputs[:1]]).to(first.device, first.dtype)
+    # One more at the end, which nothing counts: no process is without samples.
+    batch = torch.cat([*parts, inputs[:1]]).to(first.device, first.dtype)
     split = [len(part) for part in parts]
     strengths = STRENGTHS if strength is None else (strength,)
     silent = not progress or rank != 0
@@ -78,19 +80,19 @@ def refit_layers(
         while True:
             *others, stop = stops
             if any((o and o.weight) != (stop and stop.weight) for o in others):
-                raise ValueError("the experts and the coded model do not go through the same maps")
+                raise Unsuitable("the experts and the coded model do not go through the same maps")
             if stop is None:
                 break
             answers = [other.run() for other in others if other is not None]
-            # Without an axis of samples, as where positions are embedded, a map is left as it is.
-            if stop.weight not in done and len(stop.input) % len(batch) == 0:
+            each = places.get(stop.weight, 0)
+            if stop.weight not in done and len(stop.input) == each * len(batch):
                 residual = _mean(answers, betas)
                 residual -= stop.run().to(residual)
-                ranges = _ranges(stop, split, len(batch))
-                normal = [_Normal(stop, residual, begin, end) for begin, end in ranges]
+                ends = (0, each * split[0], each * sum(split))
+                normal = [_Normal(stop, residual, *ends[:2]), _Normal(stop, residual, *ends[1:])]
                 if world > 1:
-                    for each in normal:
-                        each.reduce(accelerator)
+                    for part in normal:
+                        part.reduce(accelerator)
                 _refit(stop, parameters, normal, strengths)
                 del residual, normal
                 done.add(stop.weight)
@@ -114,12 +116,6 @@ def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
     for beta, other in zip(betas[1:], others, strict=True):
         total += beta * (other - first)
     return total
-
-
-def _ranges(stop: Stop, split: Sequence[int], samples: int) -> list[tuple[int, int]]:
-    """Where the samples to fit to and those held out lie along the first axis of an input."""
-    each = len(stop.input) // samples
-    return [(0, each * split[0]), (each * split[0], each * sum(split))]
 
 
 class _Normal:
@@ -165,7 +161,8 @@ class _Normal:
         if bias:
             ridge = torch.cat([ridge, self.count[None]])
         alive = diagonal.nonzero().squeeze(1)  # an input that is always zero keeps its weights
-        gram = self.gram[alive[:, None], alive] + torch.diag(strength * ridge[alive])
+        gram = self.gram[alive[:, None], alive]
+        gram.diagonal().add_(strength * ridge[alive])
         factor, _ = torch.linalg.cholesky_ex(gram)
         change = torch.zeros_like(self.right)
         change[alive] = torch.cholesky_solve(self.right[alive], factor)
@@ -195,9 +192,23 @@ def _refit(
             break
     if chosen is None:
         return
-    with torch.no_grad():
-        weight = parameters[stop.weight]
-        inputs = weight.flatten(1).shape[1]
-        weight += chosen[:inputs].T.reshape(weight.shape).to(weight)
-        if stop.bias is not None:
-            parameters[stop.bias] += chosen[-1].to(weight)
+    weight = parameters[stop.weight]
+    inputs = weight.flatten(1).shape[1]
+    weight.copy_(moved(weight, chosen[:inputs].T))
+    if stop.bias is not None:
+        bias = parameters[stop.bias]
+        bias.copy_(moved(bias, chosen[-1]))
+
+
+def moved(parameter: Tensor, change: Tensor) -> Tensor:
+    """Add a change in float64 to a parameter, rounded once to its dtype.
+
+    Args:
+        parameter: Any shape.
+        change: As many numbers, in the same order.
+
+    Returns:
+        The sum, in the parameter's dtype on its device.
+    """
+    wide = parameter.detach().to(change.device).to(torch.float64)
+    return (wide + change.reshape(wide.shape)).to(parameter.dtype).to(parameter.device)

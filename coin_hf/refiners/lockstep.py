@@ -16,6 +16,10 @@ from coin_hf.coders.grams import patches
 from coin_hf.outputs import call
 
 
+class Unsuitable(ValueError):
+    """The networks do not suit a refiner."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stop:
     """A dense convolution or linear map where a pass waits, before its output is computed."""
@@ -102,6 +106,58 @@ class Pass:
         if output is None:
             raise _Ended
         return output
+
+
+def check_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
+    """Find the maps that can be refitted.
+
+    Args:
+        model: A classifier in eval mode.
+        sample: One sample, shape (1, ...).
+
+    Returns:
+        As `find_maps`.
+
+    Raises:
+        Unsuitable: If there is none.
+    """
+    found = find_maps(model, sample)
+    if not found:
+        raise Unsuitable(
+            f"{type(model).__name__} has no dense two-dimensional convolution or linear map: leave "
+            "the step `layerwise` out"
+        )
+    return found
+
+
+@torch.no_grad()
+def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
+    """Find the maps whose input's first axis runs over the samples, by batches of two and three.
+
+    Other maps, such as those of a table of positions, have as long an input for either.
+
+    Args:
+        model: A classifier in eval mode.
+        sample: One sample, shape (1, ...).
+
+    Returns:
+        By the name of the weight how many entries of the first axis belong to one sample (1, or
+        the windows of a sample), in forward order. A weight that is used twice stands for its
+        first use.
+    """
+    lengths: list[dict[str, int]] = []
+    first = next(model.parameters())
+    for size in (2, 3):
+        found: dict[str, int] = {}
+        batch = sample.to(first.device, first.dtype).expand(size, *sample.shape[1:])
+        with passes([model], batch) as [only]:
+            stop = only.go()
+            while stop is not None:
+                found.setdefault(stop.weight, len(stop.input))
+                stop = only.go(stop.run())
+        lengths.append(found)
+    two, three = lengths
+    return {name: n // 2 for name, n in two.items() if 3 * n == 2 * three.get(name, 0)}
 
 
 @contextmanager

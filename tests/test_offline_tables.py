@@ -233,7 +233,8 @@ def check_page(text: str, kept: Kept) -> None:
                     check_column(cells, result, measure, std=True)
                 checked.add(place)
         for name, result in found.items():
-            assert f"\n\n{comparison_table(result, 'markdown')}\n\n</details>" in text, name
+            end = "" if name == "ablation" else "\n\n</details>"
+            assert f"\n\n{comparison_table(result, 'markdown')}{end}" in text, name
     assert checked == set(shown)
 
 

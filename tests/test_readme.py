@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 from coin_hf.card import model_card
+from coin_hf.comparison_report import comparison_table
+from coin_hf.recipe import Recipe
 from coin_hf.report import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPE = ROOT / "recipes" / "demo.yaml"
 DEMO = ROOT / "model_cards" / "demo"
 RESULT = json.loads((DEMO / "result.json").read_text(encoding="utf-8"))
 
@@ -17,6 +20,15 @@ def test_the_demos_output_is_the_committed_result() -> None:
     shown = re.search(r"<!-- demo -->\n```\n(.*?)\n```\n<!-- /demo -->", README, re.DOTALL)
     assert shown is not None
     assert shown[1] == table(RESULT)
+
+
+def test_the_demos_comparison_is_the_committed_result() -> None:
+    shown = re.search(r"<!-- compared -->\n```\n(.*?)\n```\n<!-- /compared -->", README, re.DOTALL)
+    assert shown is not None
+    result = json.loads((DEMO / "compared.json").read_text(encoding="utf-8"))
+    assert shown[1] == comparison_table(result)
+    said = [contender.label for contender in Recipe.from_yaml(RECIPE).contenders]
+    assert [row["name"] for row in result["rows"]] == said
 
 
 def test_the_demos_card_is_rendered_from_its_result() -> None:
@@ -46,7 +58,7 @@ def test_the_readmes_table_of_codes_is_of_the_recipes() -> None:
 
 
 def test_the_readme_stays_short() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 160
 
 
 def test_no_number_of_this_machine_or_another_is_in_the_committed_results() -> None:

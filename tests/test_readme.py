@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from coin_hf.card import model_card
 from coin_hf.comparison_report import comparison_table
 from coin_hf.recipe import Recipe
@@ -31,9 +33,14 @@ def test_the_demos_comparison_is_the_committed_result() -> None:
     assert [row["name"] for row in result["rows"]] == said
 
 
-def test_the_demos_card_is_rendered_from_its_result() -> None:
-    card = (DEMO / "README.md").read_text(encoding="utf-8")
-    assert card == str(model_card(RESULT, "your-name/coded"))
+@pytest.mark.parametrize(
+    ("folder", "name"), [("demo", "coded"), ("mnist-fashion_mnist", "coded-mnist-fashion_mnist")]
+)
+def test_the_cards_are_rendered_from_their_results(folder: str, name: str) -> None:
+    place = ROOT / "model_cards" / folder
+    result = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert card == str(model_card(result, f"your-name/{name}"))
 
 
 def test_ci_runs_the_readmes_two_commands() -> None:

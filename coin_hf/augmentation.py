@@ -19,7 +19,7 @@ def enlarge(
 
     Each transform is drawn anew for each sample and copy, and they are applied in this order:
 
-    - `shift`: move by up to 1/8 of each side; what comes in repeats the edge.
+    - `shift`: move by whole pixels, up to 1/8 of each side; what comes in repeats the edge.
     - `flip`: mirror left and right, in half of the cases.
     - `mixup`: in half of the cases a x + (1 - a) x', a uniform in [0, 1], x' any of the copies.
 
@@ -54,7 +54,7 @@ def enlarge(
 def _shift(inputs: Tensor, draw: torch.Generator) -> Tensor:
     places = []
     for side in inputs.shape[-2:]:
-        most = round(SHIFT * side)
+        most = int(SHIFT * side)
         by = torch.randint(-most, most + 1, (len(inputs), 1), generator=draw)
         places.append((torch.arange(side) + by).clamp(0, side - 1).to(inputs.device))
     rows, columns = places

@@ -16,7 +16,7 @@ from coin_hf.evaluation import coding_errors
 from coin_hf.experts import Expert
 from coin_hf.offers import Passes, Task, enlarged
 from coin_hf.recipe import RefineBlock
-from coin_hf.refiners import Unsuitable, check_maps, find_head, refit_head, refit_layers
+from coin_hf.refiners import Unsuitable, find_head, find_maps, refit_head, refit_layers
 from coin_hf.samples import Samples
 
 HELD_OUT = 0.2
@@ -68,7 +68,7 @@ def check_steps(task: Task) -> None:
         if "head" in steps:
             find_head(model, sample)
         if "layerwise" in steps:
-            check_maps(model, sample)
+            find_maps(model, sample)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from builders import timm_model
 from torch import Tensor, nn
 
 from coin_hf.coders import average
-from coin_hf.refiners import Unsuitable, check_maps, refit_head, refit_layers
+from coin_hf.refiners import Unsuitable, find_maps, refit_head, refit_layers
 from coin_hf.refiners import head as head_module
 from coin_hf.refiners.layerwise import moved
 from coin_hf.refiners.lockstep import passes
@@ -420,5 +420,5 @@ def test_maps_on_tokens_first_are_left_alone_and_windows_are_not() -> None:
             x = self.windows(x.reshape(-1, 2, 3)).reshape(-1, 4, 3)
             return self.head(x.mean(1))
 
-    found = check_maps(Turned(), images(1, 2))
+    found = find_maps(Turned(), images(1, 2))
     assert found == {"windows.weight": 2, "head.weight": 1}

@@ -2,6 +2,6 @@
 
 from coin_hf.refiners.head import find_head, refit_head
 from coin_hf.refiners.layerwise import refit_layers
-from coin_hf.refiners.lockstep import Unsuitable, check_maps
+from coin_hf.refiners.lockstep import Unsuitable, find_maps
 
-__all__ = ["Unsuitable", "check_maps", "find_head", "refit_head", "refit_layers"]
+__all__ = ["Unsuitable", "find_head", "find_maps", "refit_head", "refit_layers"]

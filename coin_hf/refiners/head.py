@@ -30,10 +30,10 @@ def refit_head(
         W = argmin sum_l || W z_l - sum_i beta_i f_i(x_l) ||^2 + s t || W - W_c ||^2
 
     t is the mean of the Gram matrix's diagonal, for a bias the number of samples, so that the
-    strength s has no unit. Unless it is given, s minimises
-    generalised cross-validation, P ||(I - A) R||^2 / (P - tr A)^2 with A the smoothing matrix and
-    R the residuals of W_c: no sample is set aside and no label is seen. One eigendecomposition of
-    the Gram matrix of features or of samples, whichever is smaller, serves every s.
+    strength s has no unit. Unless it is given, s minimises generalised cross-validation,
+    P ||(I - A) R||^2 / (P - tr A)^2 with A the smoothing matrix and R the residuals of W_c: no
+    sample is set aside and no label is seen. One eigendecomposition of the Gram matrix of features
+    or of samples, whichever is smaller, serves every s.
     Source: Golub, Heath, Wahba, Technometrics 21 (1979), eq. (1.3).
 
     Args:

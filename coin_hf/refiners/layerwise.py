@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, check_maps, passes
+from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, find_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """What `strength: auto` tries for each map, in this order until the error grows again."""
@@ -63,7 +63,7 @@ def refit_layers(
     Raises:
         Unsuitable: If the networks do not go through the same maps, or there is none to refit.
     """
-    places = check_maps(model, inputs[:1])
+    places = find_maps(model, inputs[:1])
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters())
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)

@@ -108,28 +108,6 @@ class Pass:
         return output
 
 
-def check_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
-    """Find the maps that can be refitted.
-
-    Args:
-        model: A classifier in eval mode.
-        sample: One sample, shape (1, ...).
-
-    Returns:
-        As `find_maps`.
-
-    Raises:
-        Unsuitable: If there is none.
-    """
-    found = find_maps(model, sample)
-    if not found:
-        raise Unsuitable(
-            f"{type(model).__name__} has no dense two-dimensional convolution or linear map: leave "
-            "the step `layerwise` out"
-        )
-    return found
-
-
 @torch.no_grad()
 def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
     """Find the maps whose input's first axis runs over the samples, by batches of two and three.
@@ -144,6 +122,9 @@ def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
         By the name of the weight how many entries of the first axis belong to one sample (1, or
         the windows of a sample), in forward order. A weight that is used twice stands for its
         first use.
+
+    Raises:
+        Unsuitable: If there is none.
     """
     lengths: list[dict[str, int]] = []
     first = next(model.parameters())
@@ -157,7 +138,13 @@ def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
                 stop = only.go(stop.run())
         lengths.append(found)
     two, three = lengths
-    return {name: n // 2 for name, n in two.items() if 3 * n == 2 * three.get(name, 0)}
+    maps = {name: n // 2 for name, n in two.items() if 3 * n == 2 * three.get(name, 0)}
+    if not maps:
+        raise Unsuitable(
+            f"{type(model).__name__} has no dense two-dimensional convolution or linear map: leave "
+            "the step `layerwise` out"
+        )
+    return maps
 
 
 @contextmanager

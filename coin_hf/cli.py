@@ -205,6 +205,10 @@ def main() -> None:
     warnings.showwarning = _showwarning
     try:
         app(gathered(sys.argv[1:]), prog_name="coin-hf")
+    except SystemExit as end:
+        if not end.code:
+            _leave_group()
+        raise
     except InputError as error:
         if not _speaks():
             # What goes wrong in all processes is said by the main one, whose end ends this one
@@ -222,6 +226,16 @@ def main() -> None:
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(GRACE)  # most likely another process ended, and the launcher ends this one
         raise
+
+
+def _leave_group() -> None:
+    """Close the connections to the other processes.
+
+    Their threads must end before the interpreter does: now and then it aborts on one that runs.
+    """
+    distributed = sys.modules.get("torch.distributed")  # not there: the command needed no torch
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _speaks() -> bool:

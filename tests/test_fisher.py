@@ -427,6 +427,7 @@ def of_processes(folder: str) -> None:
     torch.set_num_threads(1)
     for name, call in calls(accelerator).items():
         torch.save(call(), Path(folder, f"{name}.{accelerator.process_index}"))
+    accelerator.end_training()  # or the interpreter may end before the group's threads do
 
 
 def calls(accelerator: Any = None) -> dict[str, Callable[[], dict[str, Tensor]]]:

@@ -84,6 +84,32 @@ def test_the_same_model_and_numbers_in_any_number_of_processes(
     assert sum(erasure["points"] for erasure in result["erasures"]) == 100
 
 
+def test_a_process_leaves_the_group_before_it_ends(world: Path, tmp_path: Path) -> None:
+    """Left to the end of the interpreter, the group's threads made it abort now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\n"
+        "from coin_hf.cli import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code\n"
+        "from accelerate import PartialState\n"
+        "assert PartialState._shared_state['num_processes'] == 2\n"
+        "assert not torch.distributed.is_initialized()\n"
+    )
+    recipe = write(tmp_path, world, lam=0.1)
+    done = subprocess.run(
+        [sys.executable, "-m", *TORCHRUN[:-1], program, "encode", recipe],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def sentence(done: subprocess.CompletedProcess[str]) -> str:
     """The one sentence of a failed run: what the launcher itself tells of it may stand around."""
     assert done.returncode != 0

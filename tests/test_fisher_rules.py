@@ -279,6 +279,30 @@ POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+CHANGED = {
+    "a map of two positions": (nn.Conv2d(3, 5, 3, padding=1, bias=False), (3, 1, 2)),
+    "a kernel of one tap": (nn.Conv2d(3, 5, 1, bias=False), (3, 3, 4)),
+    "one axis": (nn.Conv1d(3, 5, 3), (3, 6)),
+    "one tap along one axis": (nn.Conv1d(3, 5, 1), (3, 6)),
+    "three axes": (nn.Conv3d(3, 5, 2), (3, 2, 3, 3)),
+    "a linear map": (nn.Linear(3, 5), (4, 3)),
+    "a linear map without a bias": (nn.Linear(3, 5, bias=False), (4, 3)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_an_output_that_is_changed_in_place(name: str) -> None:
+    """Where it is a view, a hook on it would be lost."""
+    layer, shape = CHANGED[name]
+    first = nn.Linear(shape[-1], shape[-1])
+
+    def make() -> nn.Module:
+        width = layer(first(torch.zeros(1, *shape))).numel()
+        return nn.Sequential(first, layer, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(width, K))
+
+    assert_exact(built(make), normal(P, *shape))
+
+
 @pytest.mark.parametrize("length", [3, 4, 6])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_embeddings(positions: str, length: int) -> None:

@@ -86,6 +86,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
         plan.activations = sum(tape.sizes)  # the functions without a rule keep about as much
         plan.widest = max(1, max(tape.sizes, default=1) // 2)
         leaking = _leaks(tape, logits, plan)
+        plan.demote(tape.uses.keys() - tape.reached)  # no way to the logits, or none that is seen
         if not leaking:
             plan.uses = {name: shapes[0] for name, shapes in tape.uses.items()}
             break

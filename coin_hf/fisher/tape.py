@@ -41,6 +41,7 @@ class Tape(TorchFunctionMode):
         saved: What the callbacks will read, its version at that time, and for which parameters.
         derived: id of a derived tensor -> that tensor and the parameters it comes from.
         watched: Uses and gradient of each output, when `checking`.
+        reached: Names of the parameters behind these.
         sizes: Bytes of each watched output.
     """
 
@@ -61,6 +62,7 @@ class Tape(TorchFunctionMode):
         self.derived: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
         self.saved: list[tuple[Tensor, int, list[str]]] = []
         self.watched: list[tuple[list[tuple[str, Shape]], Tensor]] = []
+        self.reached: set[str] = set()
         self.sizes: list[int] = []
 
     def __torch_function__(
@@ -140,10 +142,14 @@ class Tape(TorchFunctionMode):
         if not output.requires_grad:
             # Here the backward pass ends. The model may not change a leaf in place: a clone.
             output = output.detach().requires_grad_().clone()
+        elif output._is_view():
+            # The model may change it in place, and then the hook on a view would be lost.
+            output = output.clone()
 
         def consume(gradient: Tensor) -> None:
             if self.checking:
                 self.watched.append(([(name, shape) for name in callbacks], gradient))
+                self.reached.update(callbacks)
                 return
             gradient = gradient.to(accumulator_dtype(gradient.dtype))
             for name, square in callbacks.items():

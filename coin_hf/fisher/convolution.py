@@ -1,6 +1,6 @@
 """A convolution as the linear map it is, for any number of axes: its patches, its matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from typing import Any
@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 4
+from coin_hf.fisher.products import linear_map
+
+FEW = 16
 """Products of input and output positions up to which the dense matrix is faster than a convolution,
 which multiplies the padding too: 9 products for each useful one in a 3x3 kernel on one position."""
 
 
-def convolve_few(
+def convolve(
+    function: Callable[..., Tensor],
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -22,10 +25,13 @@ def convolve_few(
     padding: Any,
     dilation: Any,
     groups: int,
-) -> Tensor | None:
-    """Convolve a map of very few positions by one dense matrix product.
+    *,
+    once: bool = False,
+) -> Tensor:
+    """Convolve, by a matrix product where that is faster, with channels last in memory.
 
     Args:
+        function: torch.conv1d, conv2d or conv3d.
         inputs: Shape (B, C, *space).
         weight: Shape (O, C / groups, *kernel).
         bias: Shape (O,) or None.
@@ -33,28 +39,92 @@ def convolve_few(
         padding: Of the convolution.
         dilation: Of the convolution.
         groups: Of the convolution.
+        once: The result and its gradient are needed once: no dense matrix is made.
 
     Returns:
-        Shape (B, O, *space'), or None where a convolution is the better way.
+        Shape (B, O, *space').
     """
+    n = weight.dim() - 2
+    if groups == 1 and not weight.requires_grad and inputs.device.type == "cpu":
+        if all(extent == 1 for extent in weight.shape[2:]) and padding in (0, (0,) * n, "valid"):
+            steps = (slice(None), *(slice(None, None, step) for step in _tuple(stride, n)))
+            rows = inputs.movedim(1, -1)[steps]
+            return linear_map(rows, weight.flatten(1), bias).movedim(-1, 1)
+        if not once:
+            output = _convolve_few(inputs, weight, bias, stride, padding, dilation)
+            if output is not None:
+                return output
+            order = {2: torch.channels_last, 3: torch.channels_last_3d}.get(n)
+            if order is not None:
+                weight = weight.contiguous(memory_format=order)
+    return function(inputs, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolve_few(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any
+) -> Tensor | None:
+    """Convolve maps of very few positions by one dense matrix product; None for larger ones."""
     space, kernel = tuple(inputs.shape[2:]), tuple(weight.shape[2:])
     positions = prod(space)
-    if groups != 1 or positions > FEW:
+    if positions > FEW:
         return None
-    n = len(kernel)
-    key = (padding if isinstance(padding, str) else _tuple(padding, n), _tuple(dilation, n))
-    extents, places = _taps(space, kernel, _tuple(stride, n), *key)
+    extents, places = taps(space, kernel, stride, padding, dilation)
     if positions * len(places) > FEW:
         return None
-    taps = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
+    by_tap = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
     matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
     for t, used in enumerate(places):
         for s, tap in used:
-            matrix[t, :, s] = taps[tap]
+            matrix[t, :, s] = by_tap[tap]
     columns = inputs.flatten(2).transpose(1, 2).flatten(1)  # (B, S * C)
-    product = F.linear(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
+    product = linear_map(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
     output = product.view(len(inputs), len(places), -1).transpose(1, 2).unflatten(2, extents)
-    return output if bias is None else output + bias.view(-1, *(1,) * n)
+    return output if bias is None else output + bias.view(-1, *(1,) * len(kernel))
+
+
+def taps(
+    space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
+    """Say what meets in each output position of a convolution.
+
+    Args:
+        space: Extents of the input, n of them.
+        kernel: Extents of the kernel, n of them.
+        stride: Of the convolution, one number or n.
+        padding: Of the convolution, one number or n or "same" or "valid".
+        dilation: Of the convolution, one number or n.
+
+    Returns:
+        Extents of the output, and for each of its positions the pairs (input position, tap) that
+        meet there, but for padding.
+    """
+    return _taps(*_settings(space, kernel, stride, padding, dilation))
+
+
+def by_tap(
+    space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> list[tuple[list[int], list[int]]]:
+    """Say the same by tap: its output positions, ascending, and the input position at each."""
+    return _by_tap(*_settings(space, kernel, stride, padding, dilation))
+
+
+def _settings(
+    space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> tuple[Any, ...]:
+    """What can be looked up."""
+    n = len(kernel)
+    pads = padding if isinstance(padding, str) else _tuple(padding, n)
+    return tuple(space), tuple(kernel), _tuple(stride, n), pads, _tuple(dilation, n)
+
+
+@cache
+def _by_tap(*settings: Any) -> list[tuple[list[int], list[int]]]:
+    meetings: list[tuple[list[int], list[int]]] = [([], []) for _ in range(prod(settings[1]))]
+    for t, used in enumerate(_taps(*settings)[1]):
+        for s, tap in used:
+            meetings[tap][0].append(t)
+            meetings[tap][1].append(s)
+    return meetings
 
 
 @cache
@@ -65,7 +135,6 @@ def _taps(
     padding: Any,
     dilation: tuple[int, ...],
 ) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
-    """For each output position the pairs (input position, tap) that meet there, but for padding."""
     numbers = torch.arange(1.0, prod(space) + 1).view(1, 1, *space)  # 0 is padding
     seen = patches(numbers, kernel, stride, padding, dilation)[0].int().tolist()  # (T, taps)
     weight = torch.zeros(1, 1, *kernel)

@@ -15,7 +15,7 @@ from coin_hf.fisher.partial import Checkpoint, Partial
 from coin_hf.fisher.selfcheck import check_engine
 from coin_hf.fisher.squares import accumulator_dtype
 from coin_hf.fisher.state import borrowed
-from coin_hf.outputs import call, to_device
+from coin_hf.outputs import to_device
 
 
 @torch.inference_mode(False)  # the caller may be in it
@@ -112,8 +112,8 @@ def diagonal_fisher(
         if world > 1:
             value = accelerator.reduce(value.to(device), "sum")
         fisher[name] = value.div_(total).cpu()
-        # Nothing is negative, so nothing cancels; the sum is one pass over the memory.
-        if not fisher[name].sum(dtype=torch.float64).isfinite():
+        # Nothing is negative, and `max` is NaN where there is one: one pass over the memory.
+        if value.numel() and not fisher[name].max().isfinite():
             raise ValueError(
                 f"the Fisher of '{name}' is not finite: the weights or outputs are too large for "
                 "the model's dtype, or a sample holds a value that is not finite"
@@ -135,11 +135,9 @@ def _add_samples(
 ) -> None:
     """Add this process's samples, from where `partial` stands; cotangents go by global index."""
     if partial.done < len(mine):
-        pair = to_device(take(inputs, _two(inputs, mine)), device)
-        plan = make_plan(model, pair)
+        plan = make_plan(model, to_device(take(inputs, _two(inputs, mine)), device))
         if partial.done == 0:
-            with torch.no_grad():
-                vectors = len(cotangents(call(model, take(pair, slice(0, 1))), mine[:1]))
+            vectors = len(cotangents(plan.logits, mine[:1]))
             partial.batch_size, partial.block = chunk_sizes(
                 plan, len(mine), vectors, batch_size=batch_size, device=device
             )

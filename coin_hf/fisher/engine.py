@@ -28,6 +28,7 @@ class Plan:
 
     Attributes:
         ruled: Name -> parameter used once, by a function with a rule, on a leading sample axis.
+        logits: Of the first sample, (1, K).
         generic: Name -> any other parameter.
         uses: Name -> shape, for one sample, of the output of the function that uses it. Another
             shape is another use, where the length of some axis is that of the chunk by chance.
@@ -38,6 +39,7 @@ class Plan:
     """
 
     ruled: dict[str, nn.Parameter]
+    logits: Tensor
     generic: dict[str, nn.Parameter] = field(default_factory=dict)
     uses: dict[str, Shape] = field(default_factory=dict)
     refused: set[tuple[str, Shape]] = field(default_factory=set)
@@ -68,10 +70,10 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     Raises:
         OutOfMemoryError: If not even two samples fit.
     """
-    plan = Plan(dict(model.named_parameters()))
     pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
     with torch.no_grad():
         alone = torch.cat([call(model, take(pair, slice(row, row + 1))) for row in (0, 1)])
+    plan = Plan(dict(model.named_parameters()), alone[:1])
     tolerance = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
     while plan.ruled:
         tape, logits = _forward(model, pair, plan, {}, checking=True)
@@ -100,7 +102,7 @@ def _leaks(tape: Tape, logits: Tensor, plan: Plan) -> set[tuple[str, Shape]]:
     vectors = torch.eye(2).to(direction)[:, :, None] * direction  # (2, 2, K): one sample each
     if plan.batched:
         try:
-            _backward(logits, vectors, batched=True, retain=True)
+            _backward(tape, logits, vectors, batched=True, retain=True)
             return _leaking(tape, [0, 1])
         except torch.OutOfMemoryError:
             raise
@@ -109,7 +111,7 @@ def _leaks(tape: Tape, logits: Tensor, plan: Plan) -> set[tuple[str, Shape]]:
     leaking = set()
     for sample in (0, 1):
         tape.watched.clear()
-        _backward(logits, vectors[sample, None], batched=False, retain=True)
+        _backward(tape, logits, vectors[sample, None], batched=False, retain=True)
         leaking |= _leaking(tape, [sample])
     return leaking
 
@@ -147,10 +149,11 @@ def add_chunk(
         tape, logits = _forward(model, inputs, plan, sums)
         conflicts = _conflicts(tape, logits, plan)
         if not conflicts:
+            tape.saved.clear()
             *blocks, last = cotangents(logits, range(len(logits))).split(block)
             for vectors in blocks:
-                _backward(logits, vectors, plan.batched, retain=True)
-            _backward(logits, last, plan.batched)
+                _backward(tape, logits, vectors, plan.batched, retain=True)
+            _backward(tape, logits, last, plan.batched)
             break
         plan.demote(conflicts)
     add_generic(sums, model, inputs, cotangents, plan.generic)
@@ -174,13 +177,16 @@ def _forward(
         return tape, call(model, inputs)
 
 
-def _backward(logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False) -> None:
+def _backward(
+    tape: Tape, logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False
+) -> None:
     """Run the cotangents, (M, P, K), through the whole graph; the tape does the rest."""
     leaves = list(_variables(logits).values())
     if not leaves:
         return
 
     def one(vector: Tensor, retain: bool = retain) -> tuple[Tensor, ...]:
+        tape.retain = retain
         return torch.autograd.grad(logits, leaves, vector, retain_graph=retain)
 
     if batched:

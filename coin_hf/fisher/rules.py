@@ -28,21 +28,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.convolution import convolve_few, patches
+from coin_hf.fisher.convolution import by_tap, convolve, patches
+from coin_hf.fisher.products import linear_map
+from coin_hf.fisher.pulls import with_gradient
 from coin_hf.fisher.squares import (
     Elementwise,
     accumulator_dtype,
     add_grouped_products,
+    add_pairs,
     add_products,
+    pairs_pay,
 )
 from coin_hf.fisher.tape import Rule, Tape
+
+POSITIONS = 64
+"""Positions of an output up to which a convolution's squares may be formed tap by tap."""
 
 
 def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """Linear map of the last axis: y = a W^T + b."""
     if not tape.samplewise(input) or input.dim() < 2 or not _any_taken(tape, weight, bias):
         return None
-    output = F.linear(input, _detached(tape, weight, direct=True), _detached(tape, bias))
+    output = linear_map(input, _detached(tape, weight, direct=True), _detached(tape, bias))
     samples, inputs = tape.samples, _kept(input)
 
     def weights(total: Tensor, gradient: Tensor) -> None:
@@ -68,9 +75,7 @@ def matmul(tape: Tape, input: Any, other: Any, bias: Tensor | None = None) -> Te
         return None
     if not tape.samplewise(input) or input.dim() < 2:
         return None
-    output = input @ other.detach()
-    if bias is not None:
-        output = output + _detached(tape, bias)
+    output = linear_map(input, other.detach().t(), _detached(tape, bias))
     samples, inputs = tape.samples, _kept(input)
 
     def weights(total: Tensor, gradient: Tensor) -> None:
@@ -99,13 +104,17 @@ def conv(
         return None
     settings = (stride, padding, dilation, groups)
     w, b = _detached(tape, weight, direct=True), _detached(tape, bias)
-    output = None if tape.checking else convolve_few(input, w, b, *settings)
-    if output is None:
-        output = function(input, w, b, *settings)
+    output = convolve(function, input, w, b, *settings, once=tape.checking)
     samples, inputs = tape.samples, _kept(input)
 
     def weights(total: Tensor, gradient: Tensor) -> None:
         g = gradient.flatten(3).transpose(2, 3)  # (M, P * R, T, O)
+        if groups == 1 and len(inputs) == samples and g.shape[2] <= POSITIONS:
+            meetings = by_tap(inputs.shape[2:], weight.shape[2:], stride, padding, dilation)
+            if pairs_pay(meetings, len(g), *weight.shape[:2]):
+                a = inputs.flatten(2).transpose(1, 2).to(g.dtype)
+                add_pairs(total.flatten(2), g, a, meetings)
+                return
         columns = patches(inputs, weight.shape[2:], stride, padding, dilation).to(g.dtype)
         if groups == 1:  # columns: (P * R, T, I * taps)
             g = g.reshape(len(g), samples, -1, g.shape[-1])
@@ -378,26 +387,22 @@ def activation(
     with torch.enable_grad():
         twin = input.detach().requires_grad_()
         slope = torch.autograd.grad(function(twin, *args, **kwargs).sum(), twin)[0]
-    return Sloped.apply(input, slope, lambda x: function(x, *args, **kwargs))
+    return with_gradient(input, lambda x: function(x, *args, **kwargs), torch.mul, slope)
 
 
-class Sloped(torch.autograd.Function):
-    """y = function(x), whose gradient is g * slope."""
+def max_pool(tape: Tape, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """Largest value of each window: batched, torch's gradient takes ten times as long."""
+    if not input.requires_grad or kwargs.get("return_indices") or True in args:
+        return None
+    with torch.enable_grad():
+        twin = input.detach().requires_grad_()
+        output = F.max_pool2d(twin, *args, **kwargs)
 
-    @staticmethod
-    def forward(input: Tensor, slope: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply the function."""
-        return function(input)
+    def pull(gradient: Tensor) -> Tensor:
+        each = [torch.autograd.grad(output, twin, g, retain_graph=True)[0] for g in gradient]
+        return torch.stack(each)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep the slope."""
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Multiply by the slope."""
-        return gradient * ctx.saved_tensors[0], None, None
+    return with_gradient(input, lambda x: output.detach().clone(), pull)
 
 
 def _affine(
@@ -472,6 +477,7 @@ RULES: dict[Any, Rule] = {
         (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), partial(shift, torch.add)
     ),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), partial(shift, torch.sub)),
+    F.max_pool2d: max_pool,
     F.gelu: partial(activation, F.gelu),
     F.silu: partial(activation, F.silu),
     torch.addcmul: addcmul,

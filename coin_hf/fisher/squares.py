@@ -2,11 +2,13 @@
 
 A weight that multiplies an input a[l, t] (T positions a sample) receives from cotangent m the
 per-sample gradient J[m, l] = sum_t g[m, l, t] a[l, t]^T. The Fisher needs the sum over m and l of
-its *square*, taken after the sum over t. Three ways, the cheapest by operation count is taken:
+its *square*, taken after the sum over t. Two ways, the cheaper by operation count is taken:
 
-    T = 1       sum_{m,l} g_o^2 a_i^2                 = (sum_m g^2)^T (a^2), M drops out
-    small T     sum_m (sum_t g_t a_t)^2               = sum_{t,t'} (sum_m g_t g_t') (a_t a_t')
-    else        J itself, one sample after the other, in a buffer that stays in the cache
+    few t    sum_m (sum_t g_t a_t)^2 = sum_{t,t'} (sum_m g_t g_t') (a_t a_t'), M drops out
+    else     J itself, one sample after the other, in a buffer that stays in the cache
+
+A convolution is such a map of its patches, and in the first way one for each of its taps, of those
+positions alone whose input lies inside the map.
 
 Shapes: M cotangents, P samples, T positions, O outputs, I inputs.
 """
@@ -18,9 +20,17 @@ from math import prod
 import torch
 from torch import Tensor
 
-CACHE = 160 * 1024  # elements of J alive at once in the direct way: about an L2 cache in float32
+from coin_hf.fisher.products import product
+
+CACHE = 512 * 1024  # elements of J alive at once in the direct way: they are read again at once
+LARGE = 2**26  # the same on an accelerator
+PAIRS = 2**22  # elements of products of two positions alive at once
 PULLED = 2**24  # elements of pulled-back gradients alive at once
-SQUARE = 6  # cost of squaring and adding one element of J, in multiply-adds of a matrix product
+SQUARE = 20  # squaring and adding one element of J, in multiply-adds of a matrix product
+PAIR = 35  # multiplying and adding an element of a pair of positions, in the same
+
+Meeting = tuple[list[int], list[int]]
+"""What a tap sees: output positions, ascending, and the input position that meets each of them."""
 
 
 def add_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -34,20 +44,77 @@ def add_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
     reached = _reached(gradient)
     if reached is not None:
         gradient, inputs = gradient[:, :, reached], inputs[:, reached]
-    positions = inputs.shape[1]
-    if positions == 0:
+    positions = list(range(inputs.shape[1]))
+    if not positions:
         return
-    if positions == 1:
-        squared = gradient[:, :, 0].square().sum(0)  # (P, O)
-        total.addmm_(squared.t(), inputs[:, 0].square())
-    elif gram_pays(len(gradient), positions):
-        first, second, weight = pairs(positions, inputs)
-        grams = gradient_pairs(gradient)  # (pairs, P, O)
-        products = inputs.transpose(0, 1)[first] * inputs.transpose(0, 1)[second]
-        products *= weight[:, None, None]  # (pairs, P, I)
-        total.addmm_(grams.flatten(0, 1).t(), products.flatten(0, 1))
-    else:
-        _add_direct(total, gradient.transpose(2, 3), inputs)
+    everywhere = [(positions, positions)]
+    if pairs_pay(everywhere, gradient.shape[0], gradient.shape[3], inputs.shape[2]):
+        add_pairs(total[..., None], gradient, inputs, everywhere)
+    elif gradient.device.type == "cpu":
+        add_jacobians(total, gradient, inputs)
+    else:  # many samples at once, which an accelerator needs to be busy
+        add_grouped_products(total[None], gradient[:, :, None], inputs[:, None])
+
+
+def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequence[Meeting]) -> None:
+    """Add sum_{m,l} (sum_t g[m,l,t,o] a[l,s(d,t),c])^2 to total[o,c,d], by pairs of positions.
+
+    Args:
+        total: Shape (O, C, D) for D taps, changed in place.
+        gradient: g, shape (M, P, T, O).
+        inputs: a, shape (P, S, C).
+        meetings: For each tap d the positions t and s(d, t).
+    """
+    positions, outputs = gradient.shape[2:]
+    first, second = torch.triu_indices(positions, positions, device=gradient.device)
+    mirrored = first != second  # a pair t, t' stands for t', t too
+    number = torch.zeros(positions, positions, dtype=torch.long, device=gradient.device)
+    number[first, second] = torch.arange(len(first), device=gradient.device)
+    by_tap = [_pairs_of(meeting, number) for meeting in meetings]
+    step = max(1, PAIRS // (len(first) * outputs))
+    for g, a in zip(gradient.split(step, 1), inputs.split(step), strict=True):
+        grams = gradient_pairs(g)  # (pairs, p, O)
+        grams[mirrored] *= 2
+        by_position = a.transpose(0, 1).contiguous()  # (S, p, C)
+        for tap, (one, other, pairs) in enumerate(by_tap):
+            products = (by_position[one] * by_position[other]).flatten(0, 1)  # (pairs * p, C)
+            part = grams if len(pairs) == len(grams) else grams[pairs]
+            part = part.flatten(0, 1)  # (pairs * p, O)
+            # The rows are turned for the product, the matrix is not: let the rows be the fewer.
+            if part.shape[1] <= products.shape[1]:
+                total[..., tap] += product(part.t(), products.t())
+            else:
+                total[..., tap] += product(products.t(), part.t()).t()
+
+
+def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of a tap: their two input positions, and the pair's number in `number`."""
+    t, s = (torch.tensor(each, dtype=torch.long, device=number.device) for each in meeting)
+    first, second = torch.triu_indices(len(t), len(t), device=number.device)
+    return s[first], s[second], number[t[first], t[second]]
+
+
+def add_jacobians(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+    """Add the same as `add_products`, by the per-sample gradients themselves.
+
+    Args:
+        total: Shape (O, I), changed in place.
+        gradient: g, shape (M, P, T, O).
+        inputs: a, shape (P, T, I).
+    """
+    cotangents, samples, positions, outputs = gradient.shape
+    columns = inputs.transpose(1, 2).contiguous()  # (P, I, T)
+    width = columns.shape[1]
+    block = max(1, min(cotangents, CACHE // (outputs * width)))
+    rows = max(1, min(width, CACHE // (outputs * block)))
+    sums = total.new_zeros(width, block * outputs)
+    for sample in range(samples):
+        for g in gradient[:, sample].split(block):
+            weight = g.transpose(0, 1).reshape(positions, -1).t()  # (block * O, T)
+            for part, into in zip(columns[sample].split(rows), sums.split(rows), strict=True):
+                jacobian = product(part, weight)
+                into[:, : jacobian.shape[1]].addcmul_(jacobian, jacobian)
+    total += sums.unflatten(1, (block, outputs)).sum(1).t()
 
 
 def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -60,7 +127,7 @@ def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> Non
     """
     cotangents, samples, groups, _, outputs = gradient.shape
     size = groups * cotangents * outputs * inputs.shape[-1]
-    step = max(1, CACHE // size)
+    step = max(1, (CACHE if gradient.device.type == "cpu" else LARGE) // size)
     for start in range(0, samples, step):
         part = slice(start, start + step)
         g = gradient[:, part].permute(1, 2, 0, 4, 3)  # (p, Q, M, O, T)
@@ -129,9 +196,9 @@ def _summed(values: Tensor, kept: Sequence[int], summed: Sequence[int]) -> Tenso
     """Sum (P, *sample) over some axes of a sample: (P, entries)."""
     if not summed:
         return values.reshape(len(values), -1)
-    if not kept or max(summed) < min(kept):
+    if not kept or any(values.stride(axis + 1) == 1 for axis in kept):
         return values.sum([axis + 1 for axis in summed]).reshape(len(values), -1)
-    # Along the last axes a product with ones is several times faster than `sum`.
+    # Along the axes innermost in memory a product with ones is several times faster than `sum`.
     extents = values.shape[1:]
     single = [axis for axis, extent in enumerate(extents) if extent == 1]
     order = [0, *(axis + 1 for axis in (*kept, *single, *summed))]
@@ -160,20 +227,20 @@ def pull_back(
         total += torch.func.vmap(one)(part).to(total.dtype).square_().sum(0)
 
 
-def gram_pairs_count(positions: int) -> int:
-    """Number of pairs t <= t'."""
-    return positions * (positions + 1) // 2
+def pairs_pay(meetings: Sequence[Meeting], cotangents: int, outputs: int, inputs: int) -> bool:
+    """Whether the pairs of positions cost less than the per-sample gradients.
 
-
-def gram_pays(cotangents: int, positions: int) -> bool:
-    """Whether the pairs of positions cost less than M products of T positions and M squarings."""
-    return gram_pairs_count(positions) <= cotangents * (positions + SQUARE) / 2
-
-
-def pairs(positions: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All t <= t', and how often each counts: 1 on the diagonal, 2 off it."""
-    first, second = torch.triu_indices(positions, positions, device=like.device)
-    return first, second, torch.where(first == second, 1.0, 2.0).to(like.dtype)
+    Args:
+        meetings: Of each tap.
+        cotangents: M.
+        outputs: O.
+        inputs: C, channels of a tap.
+    """
+    most = max((len(outs) for outs, _ in meetings), default=0)
+    pairs = sum(len(outs) * (len(outs) + 1) // 2 for outs, _ in meetings)
+    by_pairs = pairs * (outputs * inputs + PAIR * inputs)
+    by_pairs += most * (most + 1) // 2 * PAIR * cotangents * outputs
+    return by_pairs <= len(meetings) * cotangents * outputs * inputs * (most + SQUARE)
 
 
 def gradient_pairs(gradient: Tensor) -> Tensor:
@@ -186,18 +253,15 @@ def gradient_pairs(gradient: Tensor) -> Tensor:
         Shape (pairs, P, O).
     """
     samples, positions, outputs = gradient.shape[1:]
-    if positions == 1:
-        return gradient.square().sum(0).permute(1, 0, 2)
-    first, second = torch.triu_indices(positions, positions, device=gradient.device)
-    if positions <= 4:
-        by_position = gradient.permute(2, 0, 1, 3)
-        result = gradient.new_empty(len(first), samples, outputs)
-        for row, t, u in zip(result, first.tolist(), second.tolist(), strict=True):
-            torch.sum(by_position[t] * by_position[u], 0, out=row)
-        return result
-    columns = gradient.permute(1, 3, 2, 0).reshape(samples * outputs, positions, -1)  # (PO, T, M)
-    grams = torch.bmm(columns, columns.transpose(1, 2)).view(samples, outputs, -1)
-    return grams[:, :, first * positions + second].permute(2, 0, 1)
+    by_position = gradient.transpose(1, 2).contiguous()  # (M, T, P, O)
+    result = gradient.new_zeros(positions * (positions + 1) // 2, samples, outputs)
+    start = 0
+    for t in range(positions):
+        into = result[start : start + positions - t]  # t with t and all that follow
+        for g in by_position:
+            into.addcmul_(g[t:], g[t])
+        start += len(into)
+    return result
 
 
 def _reached(gradient: Tensor) -> Tensor | None:
@@ -211,32 +275,6 @@ def _reached(gradient: Tensor) -> Tensor | None:
         return None
     reached = (gradient.abs().sum((0, 1, 3)) != 0).nonzero()[:, 0]
     return reached if len(reached) < positions else None
-
-
-def _add_direct(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
-    """The third way: total (O, I), gradient (M, P, O, T), inputs (P, T, I)."""
-    cotangents, samples, outputs, positions = gradient.shape
-    width = inputs.shape[2]
-    if cotangents * outputs * width <= 2 * CACHE:
-        jacobian = inputs.new_empty(cotangents, outputs, width)
-        ones, row = inputs.new_ones(1, cotangents), inputs.new_zeros(1, outputs * width)
-        for sample in range(samples):
-            torch.bmm(
-                gradient[:, sample],
-                inputs[sample].expand(cotangents, positions, width),
-                out=jacobian,
-            )
-            row.addmm_(ones, jacobian.view(cotangents, -1).square_())
-        total += row.view_as(total)
-        return
-    rows = -(-outputs // -(-outputs * width // CACHE))
-    for start in range(0, outputs, rows):
-        part = total[start : start + rows]
-        jacobian = part.new_empty(part.shape)
-        for sample in range(samples):
-            for m in range(cotangents):
-                torch.mm(gradient[m, sample, start : start + rows], inputs[sample], out=jacobian)
-                part.addcmul_(jacobian, jacobian)
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

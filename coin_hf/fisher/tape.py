@@ -43,6 +43,7 @@ class Tape(TorchFunctionMode):
         watched: Uses and gradient of each output, when `checking`.
         reached: Names of the parameters behind these.
         sizes: Bytes of each watched output.
+        retain: Whether the callbacks are needed once more; if not, what they hold is let go.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Tape(TorchFunctionMode):
         self.watched: list[tuple[list[tuple[str, Shape]], Tensor]] = []
         self.reached: set[str] = set()
         self.sizes: list[int] = []
+        self.retain = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -160,6 +162,8 @@ class Tape(TorchFunctionMode):
                     part = torch.zeros_like(total, device=gradient.device)
                     square(part, gradient)
                     total += part.to(total.device)
+            if not self.retain:
+                callbacks.clear()  # and with them activations: the graph lives on until its end
 
         def hook(gradient: Tensor) -> None:
             Receive.apply(gradient, consume)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from coin_hf.fisher.products import product
 from coin_hf.outputs import call
 
 Mode = Literal["linear", "conv"]
@@ -82,7 +83,7 @@ def _of(model: nn.Module, batch: Tensor, mode: Mode) -> dict[str, Tensor]:
             return
         wide = rows()
         wide = wide if wide.dtype == torch.float64 else wide.float()
-        matrix = wide.T @ wide
+        matrix = product(wide.T, wide.T)
         found[name] = found[name] + matrix if name in found else matrix
 
     with _in_eval_mode(model), _Maps(add, mode):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from coin_hf.fisher.products import product
 from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, find_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -143,8 +144,8 @@ class _Normal:
         alive = rows.any(0).nonzero().squeeze(1).to(self.gram.device)
         if len(alive) < rows.shape[1]:  # padding alone under some taps, where the image is small
             rows = rows[:, alive.to(rows.device)]
-        self.gram[alive[:, None], alive] += (rows.T @ rows).to(self.gram)
-        self.right[alive] += (rows.T @ missing).to(self.right)
+        self.gram[alive[:, None], alive] += product(rows.T, rows.T).to(self.gram)
+        self.right[alive] += product(rows.T, missing.T).to(self.right)
         self.count += len(rows)
         self.error += missing.square().sum().to(self.error)
 

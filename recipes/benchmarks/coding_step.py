@@ -4,7 +4,8 @@
 
 Coding: two exact Fishers at P = 200, then lambda from six candidates, with the experts' logits
 computed once and one forward of the coded model for each. Baseline: the coded model trained to the
-mean of the experts' logits, 20 epochs of the same 200 samples, batches of 8, AdamW.
+mean of the experts' logits, 20 epochs of the same 200 samples, batches of 8, AdamW. Refining: the
+step `layerwise` on four fifths of the samples and four copies of them, the rest chooses.
 
 The networks have random weights and the images are noise: what is measured is cost.
 """
@@ -23,11 +24,13 @@ from bench.machine import describe
 from bench.tables import coding_table, put, write
 from torch import Tensor, nn
 
+from coin_hf.augmentation import enlarge
 from coin_hf.coded import load
 from coin_hf.coders import fisher_average
 from coin_hf.erasure import ErasureCode
 from coin_hf.fisher import diagonal_fisher
 from coin_hf.outputs import logits_of
+from coin_hf.refiners import refit_layers
 from coin_hf.samples import Samples
 from coin_hf.selection import LAM_CANDIDATES, Choice, choose
 
@@ -37,6 +40,8 @@ BETAS = (0.5, 0.5)
 BATCH = 32
 """Samples of a forward pass."""
 EPOCHS, TRAINING_BATCH = 20, 8
+COPIES, FIT = 4, 160
+"""Changed copies that refining takes, of so many samples."""
 
 
 def main() -> None:
@@ -74,6 +79,7 @@ def measure(*, rounds: int, full: bool) -> dict[str, Any]:
         "rounds": rounds,
         "seconds": {key: statistics.median(each[key] for each in measured) for key in measured[0]},
         "ratio": statistics.median(each["coin"] / each["distillation"] for each in measured),
+        "refine_ratio": statistics.median(each["layerwise"] / each["fishers"] for each in measured),
         "distillation": f"{EPOCHS} epochs of {CASE.samples} samples ({how})",
         "machine": describe("cpu"),
     }
@@ -83,9 +89,11 @@ def one_round(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> di
     """Seconds of each step; the training's are those of `EPOCHS` epochs."""
     fishers: list[dict[str, Tensor]] = []
     targets: list[Tensor] = []
+    coded = copy.deepcopy(experts[0])
     seconds = {"fishers": _timed(lambda: fishers.extend(_fishers(experts, samples)))}
-    seconds["lam"] = _timed(lambda: choose_lam(experts, fishers, samples))
+    seconds["lam"] = _timed(lambda: choose_lam(coded, experts, fishers, samples))
     seconds["coin"] = seconds["fishers"] + seconds["lam"]
+    seconds["layerwise"] = _timed(lambda: refine(coded, experts, samples.inputs))
     teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
     trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))
     seconds["distillation"] = teachers + trained * EPOCHS / epochs
@@ -116,10 +124,12 @@ def draw() -> Samples:
 
 
 def choose_lam(
-    experts: Sequence[nn.Module], fishers: Sequence[dict[str, Tensor]], samples: Samples
+    coded: nn.Module,
+    experts: Sequence[nn.Module],
+    fishers: Sequence[dict[str, Tensor]],
+    samples: Samples,
 ) -> Choice:
     """Choose lambda as `lam: auto` does, and leave the coded model with it."""
-    coded = copy.deepcopy(experts[0])
     thetas = [dict(expert.named_parameters()) for expert in experts]
 
     @torch.no_grad()
@@ -134,6 +144,13 @@ def choose_lam(
     choice = choose(LAM_CANDIDATES, coded_logits, logits, samples, ErasureCode(BETAS))
     load_coded(choice.value)
     return choice
+
+
+def refine(coded: nn.Module, experts: Sequence[nn.Module], inputs: Tensor) -> dict[str, Tensor]:
+    """Refit the coded model layer by layer, as `refine: [layerwise]` with `augment` does."""
+    fit, held_out = inputs[:FIT], inputs[FIT:]
+    copies = enlarge(fit, copies=COPIES, transforms=["shift", "mixup"], seed=0)
+    return refit_layers(coded, experts, torch.cat([fit, *copies]), held_out, betas=BETAS)
 
 
 def mean_logits(experts: Sequence[nn.Module], samples: Samples) -> Tensor:

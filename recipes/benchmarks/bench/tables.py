@@ -87,6 +87,8 @@ def coding_table(result: dict[str, Any]) -> str:
         ["**COIN, the coding step**", f"**{number(seconds['coin'])}**"],
         [f"distillation, {result['distillation']}", number(seconds["distillation"])],
         ["COIN by distillation", f"{100 * result['ratio']:.1f} %"],
+        ["refining: `layerwise` on 800 inputs, copies included", number(seconds["layerwise"])],
+        ["`layerwise` by two Fishers", f"{result['refine_ratio']:.2f} x"],
     ]
     machine = f"{sentence(result['machine'])}; medians of {result['rounds']} rounds."
     head = f"### {result['case']}\n\n{machine}"

@@ -33,6 +33,16 @@ def test_the_demos_comparison_is_the_committed_result() -> None:
     assert [row["name"] for row in result["rows"]] == said
 
 
+def test_the_table_of_probes_is_the_committed_result() -> None:
+    page = (ROOT / "recipes" / "probes.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- probes: begin -->\n```\n(.*?)\n```\n", page, re.DOTALL)
+    assert shown is not None
+    result = json.loads((ROOT / "recipes" / "results" / "probes.json").read_text(encoding="utf-8"))
+    assert shown[1] == comparison_table(result)
+    said = [each.label for each in Recipe.from_yaml(ROOT / "recipes" / "probes.yaml").contenders]
+    assert [row["name"] for row in result["rows"]] == said * 3  # draws
+
+
 @pytest.mark.parametrize(
     ("folder", "name"), [("demo", "coded"), ("mnist-fashion_mnist", "coded-mnist-fashion_mnist")]
 )

@@ -74,6 +74,12 @@ def test_the_readmes_table_of_codes_is_of_the_recipes() -> None:
     assert set(shown) <= set(lines)
 
 
+def test_what_refining_costs_is_the_committed_result() -> None:
+    path = ROOT / "recipes" / "benchmarks" / "results" / "coding_step.json"
+    ratio = json.loads(path.read_text(encoding="utf-8"))["refine_ratio"]
+    assert f"On ResNet50 it costs [{ratio:.1f} times](recipes/benchmarks)" in README
+
+
 def test_the_readme_stays_short() -> None:
     assert len(README.splitlines()) <= 160
 

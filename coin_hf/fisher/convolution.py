@@ -71,14 +71,14 @@ def _convolve_few(
     extents, places = taps(space, kernel, stride, padding, dilation)
     if positions * len(places) > FEW:
         return None
-    by_tap = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
+    kernels = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
     matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
     for t, used in enumerate(places):
         for s, tap in used:
-            matrix[t, :, s] = by_tap[tap]
+            matrix[t, :, s] = kernels[tap]
     columns = inputs.flatten(2).transpose(1, 2).flatten(1)  # (B, S * C)
-    product = linear_map(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
-    output = product.view(len(inputs), len(places), -1).transpose(1, 2).unflatten(2, extents)
+    rows = linear_map(columns, matrix.view(-1, columns.shape[1]))  # (B, T * O)
+    output = rows.view(len(inputs), len(places), -1).transpose(1, 2).unflatten(2, extents)
     return output if bias is None else output + bias.view(-1, *(1,) * len(kernel))
 
 
@@ -111,7 +111,7 @@ def by_tap(
 def _settings(
     space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
-    """What can be looked up."""
+    """The same arguments in one form, that a cache can hold."""
     n = len(kernel)
     pads = padding if isinstance(padding, str) else _tuple(padding, n)
     return tuple(space), tuple(kernel), _tuple(stride, n), pads, _tuple(dilation, n)

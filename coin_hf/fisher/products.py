@@ -13,7 +13,8 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Multiply rows by a transposed matrix, as F.linear does.
 
     On a CPU torch's own products go to MKL, which keeps its widest instructions for Intel; oneDNN,
-    which its convolutions go to, takes whatever the CPU has: more than twice as fast on AMD's.
+    which its convolutions go to, takes whatever the CPU has: from a little faster to more than
+    twice as fast on AMD's.
 
     Args:
         rows: Shape (..., n).

@@ -161,9 +161,9 @@ class Elementwise:
             total += squared.sum(0).view(total.shape)
             return
         # One cotangent at a time, through one buffer: the product stays in the cache.
-        product = torch.empty_like(gradient[0])
+        buffer = torch.empty_like(gradient[0])
         for g in gradient:
-            values = g if factor is None else torch.mul(g, factor, out=product)
+            values = g if factor is None else torch.mul(g, factor, out=buffer)
             total += _summed(values, kept, summed).square_().sum(0).view(total.shape)
 
     def of_each(self, shape: Sequence[int], gradient: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def coding_table(result: dict[str, Any]) -> str:
         ["**COIN, the coding step**", f"**{number(seconds['coin'])}**"],
         [f"distillation, {result['distillation']}", number(seconds["distillation"])],
         ["COIN by distillation", f"{100 * result['ratio']:.1f} %"],
-        ["refining: `layerwise` on 800 inputs, copies included", number(seconds["layerwise"])],
+        ["refining: `layerwise`, with four copies of the samples", number(seconds["layerwise"])],
         ["`layerwise` by two Fishers", f"{result['refine_ratio']:.2f} x"],
     ]
     machine = f"{sentence(result['machine'])}; medians of {result['rounds']} rounds."

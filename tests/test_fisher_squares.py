@@ -18,8 +18,8 @@ from coin_hf.fisher.squares import (
     add_jacobians,
     add_pairs,
     add_products,
-    gradient_pairs,
     pairs_pay,
+    position_pairs,
 )
 
 DTYPES = [torch.float32, torch.float64]
@@ -213,7 +213,13 @@ def test_convolving_has_the_gradients_of_torchs(
 def test_pairs_of_gradients() -> None:
     g = normal(3, 2, 4, 5)
     rows = [(g[:, :, t] * g[:, :, s]).sum(0) for t in range(4) for s in range(t, 4)]
-    assert close(gradient_pairs(g), torch.stack(rows))
+    assert close(position_pairs(g.transpose(1, 2)), torch.stack(rows))
+
+
+def test_a_pair_of_two_positions_counts_twice() -> None:
+    v = normal(3, 4, 2, 5)
+    found = position_pairs(v, mirrored=True)
+    assert close(found.sum(0), v.sum(1).square().sum(0))
 
 
 def test_pairs_pay_where_positions_are_few() -> None:

@@ -71,7 +71,8 @@ def _convolve_few(
     extents, places = taps(space, kernel, stride, padding, dilation)
     if positions * len(places) > FEW:
         return None
-    kernels = weight.flatten(2).permute(2, 0, 1).contiguous()  # (taps, O, C)
+    seen = {tap for used in places for _, tap in used}
+    kernels = {tap: weight.flatten(2)[..., tap].contiguous() for tap in seen}  # (O, C) each
     matrix = weight.new_zeros(len(places), len(weight), positions, weight.shape[1])  # (T, O, S, C)
     for t, used in enumerate(places):
         for s, tap in used:

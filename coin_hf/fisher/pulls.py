@@ -1,6 +1,7 @@
 """Functions whose gradient is worked out by a function of our own, for all cotangents at once."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +25,20 @@ def with_gradient(
     return _Applied.apply(input, function, pull, *saved)
 
 
+def ready_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Keep the signature of `forward`, which torch works out anew at every call.
+
+    Args:
+        function: Decorated.
+
+    Returns:
+        The same.
+    """
+    function.forward.__signature__ = signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+@ready_signature
 class _Applied(torch.autograd.Function):
     @staticmethod
     def forward(input: Tensor, function: Any, pull: Any, *saved: Tensor) -> Tensor:
@@ -40,6 +55,7 @@ class _Applied(torch.autograd.Function):
         return _Pulled.apply(gradient, ctx.pull, *saved), None, None, *(None for _ in saved)
 
 
+@ready_signature
 class _Pulled(torch.autograd.Function):
     """What autograd differentiates one cotangent at a time, a vmap rule sees as one tensor."""
 

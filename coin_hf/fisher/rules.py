@@ -157,7 +157,7 @@ def batch_norm(
         shift = -running_mean * scale
         if bias is not None:
             shift = shift + bias
-        return input * scale.view(-1, *trailing) + shift.view(-1, *trailing)
+        return torch.addcmul(shift.view(-1, *trailing), input, scale.view(-1, *trailing))
 
     if not tape.samplewise(input) or not _any_taken(tape, weight, bias):
         return normalise(weight, bias)

@@ -24,7 +24,7 @@ from coin_hf.fisher.products import product
 
 CACHE = 512 * 1024  # elements of J alive at once in the direct way: they are read again at once
 LARGE = 2**26  # the same on an accelerator
-PAIRS = 2**22  # elements of products of two positions alive at once
+PAIRS = 2**20  # elements of products of two positions alive at once
 PULLED = 2**24  # elements of pulled-back gradients alive at once
 SQUARE = 20  # squaring and adding one element of J, in multiply-adds of a matrix product
 PAIR = 35  # multiplying and adding an element of a pair of positions, in the same
@@ -67,31 +67,38 @@ def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequenc
     """
     positions, outputs = gradient.shape[2:]
     first, second = torch.triu_indices(positions, positions, device=gradient.device)
-    mirrored = first != second  # a pair t, t' stands for t', t too
     number = torch.zeros(positions, positions, dtype=torch.long, device=gradient.device)
     number[first, second] = torch.arange(len(first), device=gradient.device)
     by_tap = [_pairs_of(meeting, number) for meeting in meetings]
     step = max(1, PAIRS // (len(first) * outputs))
     for g, a in zip(gradient.split(step, 1), inputs.split(step), strict=True):
-        grams = gradient_pairs(g)  # (pairs, p, O)
-        grams[mirrored] *= 2
+        grams = position_pairs(g.transpose(1, 2), mirrored=True)  # (pairs, p, O)
         by_position = a.transpose(0, 1).contiguous()  # (S, p, C)
-        for tap, (one, other, pairs) in enumerate(by_tap):
-            products = (by_position[one] * by_position[other]).flatten(0, 1)  # (pairs * p, C)
+        for tap, (seen, pairs) in enumerate(by_tap):
+            if len(pairs) == 0:  # a tap that sees padding alone
+                continue
+            products = position_pairs(by_position[None, seen]).flatten(0, 1)  # (pairs * p, C)
             part = grams if len(pairs) == len(grams) else grams[pairs]
-            part = part.flatten(0, 1)  # (pairs * p, O)
-            # The rows are turned for the product, the matrix is not: let the rows be the fewer.
-            if part.shape[1] <= products.shape[1]:
-                total[..., tap] += product(part.t(), products.t())
-            else:
-                total[..., tap] += product(products.t(), part.t()).t()
+            total[..., tap] += _contracted(part.flatten(0, 1), products)
 
 
-def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of a tap: their two input positions, and the pair's number in `number`."""
+def _contracted(left: Tensor, right: Tensor) -> Tensor:
+    """sum_r left[r,o] right[r,c], shape (O, C).
+
+    `product` turns its rows in memory, not the matrix: let the rows be the fewer, unless it costs
+    more to turn the result.
+    """
+    rows, outputs, inputs = *left.shape, right.shape[1]
+    if rows * outputs <= rows * inputs + outputs * inputs:
+        return product(left.t(), right.t())
+    return product(right.t(), left.t()).t()
+
+
+def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor]:
+    """The input positions of a tap, and the numbers of the pairs of its output positions."""
     t, s = (torch.tensor(each, dtype=torch.long, device=number.device) for each in meeting)
     first, second = torch.triu_indices(len(t), len(t), device=number.device)
-    return s[first], s[second], number[t[first], t[second]]
+    return s, number[t[first], t[second]]
 
 
 def add_jacobians(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -243,23 +250,28 @@ def pairs_pay(meetings: Sequence[Meeting], cotangents: int, outputs: int, inputs
     return by_pairs <= len(meetings) * cotangents * outputs * inputs * (most + SQUARE)
 
 
-def gradient_pairs(gradient: Tensor) -> Tensor:
-    """sum_m g[m,l,t,o] g[m,l,t',o] for all t <= t'.
+def position_pairs(values: Tensor, *, mirrored: bool = False) -> Tensor:
+    """sum_m v[m,t,l,o] v[m,t',l,o] for all t <= t'.
 
     Args:
-        gradient: Shape (M, P, T, O).
+        values: v, shape (M, T, P, O).
+        mirrored: A pair of t and t' stands for t' and t too: twice the sum.
 
     Returns:
-        Shape (pairs, P, O).
+        Shape (T (T + 1) / 2, P, O).
     """
-    samples, positions, outputs = gradient.shape[1:]
-    by_position = gradient.transpose(1, 2).contiguous()  # (M, T, P, O)
-    result = gradient.new_zeros(positions * (positions + 1) // 2, samples, outputs)
+    positions, *row = values.shape[1:]
+    values = values.contiguous()
+    result = values.new_empty(positions * (positions + 1) // 2, *row)
     start = 0
     for t in range(positions):
         into = result[start : start + positions - t]  # t with t and all that follow
-        for g in by_position:
-            into.addcmul_(g[t:], g[t])
+        one = 2 * values[:, t] if mirrored else values[:, t]
+        torch.mul(values[0, t:], one[0], out=into)
+        for v, at in zip(values[1:], one[1:], strict=True):
+            into.addcmul_(v[t:], at)
+        if mirrored:
+            into[0] /= 2
         start += len(into)
     return result
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from coin_hf.fisher.pulls import ready_signature
 from coin_hf.fisher.squares import accumulator_dtype, pull_back
 
 Squares = Any  # (running sum, gradient of an output (M, P * R, ...)) -> None; or `Elementwise`
@@ -172,6 +173,7 @@ class Tape(TorchFunctionMode):
         return output
 
 
+@ready_signature
 class Receive(torch.autograd.Function):
     """Hands a gradient to a callback, with the axis of cotangents in front.
 

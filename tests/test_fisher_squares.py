@@ -1,7 +1,7 @@
 """Products, pulls and sums of squares below the rules, in both precisions, against loops."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from coin_hf.fisher.squares import (
     add_jacobians,
     add_pairs,
     add_products,
+    pairs_at_once,
     pairs_pay,
     position_pairs,
 )
@@ -210,16 +211,14 @@ def test_convolving_has_the_gradients_of_torchs(
         assert close(batched, gradient)
 
 
-def test_pairs_of_gradients() -> None:
-    g = normal(3, 2, 4, 5)
-    rows = [(g[:, :, t] * g[:, :, s]).sum(0) for t in range(4) for s in range(t, 4)]
-    assert close(position_pairs(g.transpose(1, 2)), torch.stack(rows))
-
-
-def test_a_pair_of_two_positions_counts_twice() -> None:
+@pytest.mark.parametrize("function", [position_pairs, pairs_at_once])
+def test_pairs_of_positions(function: Callable[..., Tensor]) -> None:
     v = normal(3, 4, 2, 5)
-    found = position_pairs(v, mirrored=True)
-    assert close(found.sum(0), v.sum(1).square().sum(0))
+    pairs = [(t, s) for t in range(4) for s in range(t, 4)]
+    rows = torch.stack([(v[:, t] * v[:, s]).sum(0) for t, s in pairs])
+    assert close(function(v), rows)
+    twice = [rows[n] * (1 if t == s else 2) for n, (t, s) in enumerate(pairs)]
+    assert close(function(v, mirrored=True), torch.stack(twice))
 
 
 def test_pairs_pay_where_positions_are_few() -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from math import ceil
+from math import ceil, isqrt
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ from coin_hf.fisher.engine import Plan
 from coin_hf.fisher.generic import take
 from coin_hf.outputs import to_device
 
-CPU_GRADIENTS = 2**26
-"""Bytes of gradients alive at once aimed at on a CPU: larger blocks only miss the caches."""
+CPU_GRADIENTS = 2**25
+"""Bytes of gradients alive at once aimed at on a CPU: larger blocks only miss the caches. A
+gradient counts as the geometric mean of the widest activation and the average one: by that measure
+ResNet50, ViT, EfficientNet and ConvNeXt are all fastest at about this number."""
 CPU_SAMPLES, DEVICE_SAMPLES = 32, 256
 """Samples of a chunk at most: from here on, larger products no longer run faster."""
 WIDE = 64
@@ -41,10 +43,11 @@ def chunk_sizes(
     budget = _free_bytes(device)
     gradients = ALIVE * plan.widest
     if batch_size is None:
-        wide = min(cotangents, WIDE) * gradients
-        most = min(samples, budget // (plan.activations + wide))
+        rows = min(cotangents, WIDE)
+        most = min(samples, budget // (plan.activations + rows * gradients))
         if device.type == "cpu":
-            most = min(most, CPU_SAMPLES, CPU_GRADIENTS // wide)
+            typical = isqrt(plan.widest * plan.usual)
+            most = min(most, CPU_SAMPLES, CPU_GRADIENTS // (rows * ALIVE * typical))
         most = max(1, min(most, DEVICE_SAMPLES))
         batch_size = ceil(samples / ceil(samples / most))
     left = max(0, budget - batch_size * plan.activations)

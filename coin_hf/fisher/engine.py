@@ -36,6 +36,7 @@ class Plan:
         batched: Whether the backward pass can run for several cotangents at once.
         activations: Bytes that the forward pass leaves behind for each sample, about.
         widest: Bytes of the largest activation of a sample.
+        usual: Bytes of one in the mean.
     """
 
     ruled: dict[str, nn.Parameter]
@@ -46,6 +47,7 @@ class Plan:
     batched: bool = True
     activations: int = 1
     widest: int = 1
+    usual: int = 1
 
     def demote(self, names: Iterable[str]) -> None:
         """Send parameters the generic way."""
@@ -87,6 +89,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
             continue
         plan.activations = sum(tape.sizes)  # the functions without a rule keep about as much
         plan.widest = max(1, max(tape.sizes, default=1) // 2)
+        plan.usual = max(1, plan.activations // (2 * max(1, len(tape.sizes))))
         leaking = _leaks(tape, logits, plan)
         plan.demote(tape.uses.keys() - tape.reached)  # no way to the logits, or none that is seen
         if not leaking:

@@ -504,11 +504,13 @@ class Recipe(_Block):
             InputError: If the file cannot be read, is not YAML, or is not a valid recipe.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
         except OSError as error:
             raise InputError(
                 f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file"
             ) from error
+        except _GivenTwice as error:
+            raise InputError(f"{path}: {error}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(data, dict):
@@ -556,6 +558,27 @@ class Recipe(_Block):
     def dump(self) -> dict[str, Any]:
         """Return the recipe as plain data, defaults included, absent values left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+class _GivenTwice(yaml.YAMLError):
+    """A key stands twice in one mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data alone, and no key twice: YAML forbids it, the parser takes the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                first = lines[key.value]
+                where = f"line {line}" if first == line else f"lines {first} and {line}"
+                raise _GivenTwice(f"the key '{key.value}' is given twice, in {where}: keep one")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:

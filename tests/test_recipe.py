@@ -267,6 +267,26 @@ class TestYaml:
         with pytest.raises(InputError, match=r"cannot read the recipe .*: Is a directory"):
             Recipe.from_yaml(tmp_path)
 
+    def test_a_key_given_twice(self, tmp_path: Path) -> None:
+        text = yaml.safe_dump(BASE) + "lam: 0.1\nbetas: [0.5, 0.5]\nlam: 0.2\n"
+        path = self.write(tmp_path, text)
+        first = text.count("\n") - 2
+        with pytest.raises(InputError) as caught:
+            Recipe.from_yaml(path)
+        lines = f"lines {first} and {first + 2}"
+        assert str(caught.value) == f"{path}: the key 'lam' is given twice, in {lines}: keep one"
+
+    def test_a_key_given_twice_in_a_block(self, tmp_path: Path) -> None:
+        text = yaml.safe_dump(BASE) + "evaluation: {limit: 5, limit: 6}\n"
+        with pytest.raises(InputError, match="the key 'limit' is given twice, in line"):
+            Recipe.from_yaml(self.write(tmp_path, text))
+
+    def test_merged_keys_may_be_replaced(self, tmp_path: Path) -> None:
+        text = yaml.safe_dump({k: v for k, v in BASE.items() if k != "evaluation"})
+        text += "evaluation: {<<: {limit: 5, batch_size: 7}, limit: 6}\n"
+        found = Recipe.from_yaml(self.write(tmp_path, text)).evaluation
+        assert (found.limit, found.batch_size) == (6, 7)
+
     @pytest.mark.parametrize("text", ["experts: [", "a: b: c", "\tx: 1"])
     def test_not_yaml(self, tmp_path: Path, text: str) -> None:
         with pytest.raises(InputError, match=r"recipe.yaml is not YAML: .*line 1") as caught:

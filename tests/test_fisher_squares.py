@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher import products
+from coin_hf import products
 from coin_hf.fisher.convolution import by_tap, convolve, patches
-from coin_hf.fisher.products import linear_map, product
-from coin_hf.fisher.pulls import with_gradient
+from coin_hf.fisher.pulls import linear_map, with_gradient
 from coin_hf.fisher.squares import (
     add_grouped_products,
     add_jacobians,
@@ -22,6 +21,7 @@ from coin_hf.fisher.squares import (
     pairs_pay,
     position_pairs,
 )
+from coin_hf.products import product
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -16,7 +16,7 @@ LINE = [
     "errors", "betas", "amplification", "design", "patterns", "layout", "configs", "recipe", "hub",
     "preprocessing", "experts", "alignment",
     "images", "samples",
-    "outputs", "fisher",
+    "products", "outputs", "fisher",
     "augmentation", "coders", "refiners", "coded", "stream",
     "erasure", "metrics", "evaluation", "calibration", "selection", "work",
     "records", "report", "card", "repository", "fisher_files",
@@ -38,6 +38,7 @@ CORE = {
     "erasure",
     "fisher",
     "outputs",
+    "products",
 }
 """The numeric core: no file, no network, no log."""
 

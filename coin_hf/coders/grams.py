@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from coin_hf.fisher.products import product
 from coin_hf.outputs import call
+from coin_hf.products import product
 
 Mode = Literal["linear", "conv"]
 """`linear`: fully connected layers alone; `conv`: dense two-dimensional convolutions as well."""

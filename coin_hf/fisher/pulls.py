@@ -5,7 +5,10 @@ from inspect import signature
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from coin_hf.products import product
 
 
 def with_gradient(
@@ -23,6 +26,16 @@ def with_gradient(
         y; differentiated once, batched or not.
     """
     return _Applied.apply(input, function, pull, *saved)
+
+
+def linear_map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, with a backward pass by `product` where the weight needs no gradient."""
+    if weight.requires_grad:
+        return F.linear(rows, weight, bias)
+    output = with_gradient(
+        rows, lambda x: product(x, weight), lambda g, w: product(g, w.t()), weight
+    )
+    return output if bias is None else output + bias
 
 
 def ready_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:

@@ -29,8 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coin_hf.fisher.convolution import by_tap, convolve, patches
-from coin_hf.fisher.products import linear_map
-from coin_hf.fisher.pulls import with_gradient
+from coin_hf.fisher.pulls import linear_map, with_gradient
 from coin_hf.fisher.squares import (
     Elementwise,
     accumulator_dtype,

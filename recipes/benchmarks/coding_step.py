@@ -7,6 +7,9 @@ computed once and one forward of the coded model for each. Baseline: the coded m
 mean of the experts' logits, 20 epochs of the same 200 samples, batches of 8, AdamW. Refining: the
 step `layerwise` on four fifths of the samples and four copies of them, the rest chooses.
 
+The bound is what the two Fishers cost at least: stock torch's forward pass and a backward pass to
+the input for each logit, nothing squared (see fisher.py).
+
 The networks have random weights and the images are noise: what is measured is cost.
 """
 
@@ -22,6 +25,7 @@ import torch
 from bench.cases import Case
 from bench.machine import describe
 from bench.tables import coding_table, put, write
+from bench.ways import bound
 from torch import Tensor, nn
 
 from coin_hf.augmentation import enlarge
@@ -79,6 +83,7 @@ def measure(*, rounds: int, full: bool) -> dict[str, Any]:
         "rounds": rounds,
         "seconds": {key: statistics.median(each[key] for each in measured) for key in measured[0]},
         "ratio": statistics.median(each["coin"] / each["distillation"] for each in measured),
+        "bound_ratio": statistics.median(each["bound"] / each["distillation"] for each in measured),
         "refine_ratio": statistics.median(each["layerwise"] / each["fishers"] for each in measured),
         "distillation": f"{EPOCHS} epochs of {CASE.samples} samples ({how})",
         "machine": describe("cpu"),
@@ -93,6 +98,8 @@ def one_round(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> di
     seconds = {"fishers": _timed(lambda: fishers.extend(_fishers(experts, samples)))}
     seconds["lam"] = _timed(lambda: choose_lam(coded, experts, fishers, samples))
     seconds["coin"] = seconds["fishers"] + seconds["lam"]
+    runs = [bound(copy.deepcopy(expert), CASE) for expert in experts]
+    seconds["bound"] = _timed(lambda: [run(samples.inputs) for run in runs])
     seconds["layerwise"] = _timed(lambda: refine(coded, experts, samples.inputs))
     teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
     trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))

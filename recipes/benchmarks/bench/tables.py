@@ -87,6 +87,8 @@ def coding_table(result: dict[str, Any]) -> str:
         ["**COIN, the coding step**", f"**{number(seconds['coin'])}**"],
         [f"distillation, {result['distillation']}", number(seconds["distillation"])],
         ["COIN by distillation", f"{100 * result['ratio']:.1f} %"],
+        ["the bound of two Fishers: forward passes, input-backwards", number(seconds["bound"])],
+        ["the bound by distillation", f"{100 * result['bound_ratio']:.1f} %"],
         ["refining: `layerwise`, with four copies of the samples", number(seconds["layerwise"])],
         ["`layerwise` by two Fishers", f"{result['refine_ratio']:.2f} x"],
     ]

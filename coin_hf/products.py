@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.pulls import with_gradient
-
 
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Multiply rows by a transposed matrix, as F.linear does.
@@ -27,16 +25,6 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     if single and rows.device.type == "cpu" and rows.numel() and _has_onednn():
         return _by_onednn(rows, weight)
     return F.linear(rows, weight)
-
-
-def linear_map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, with a backward pass by `product` where the weight needs no gradient."""
-    if weight.requires_grad:
-        return F.linear(rows, weight, bias)
-    output = with_gradient(
-        rows, lambda x: product(x, weight), lambda g, w: product(g, w.t()), weight
-    )
-    return output if bias is None else output + bias
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:

@@ -51,12 +51,12 @@ def linear(tape: Tape, input: Tensor, weight: Tensor, bias: Tensor | None = None
     output = linear_map(input, _detached(tape, weight, direct=True), _detached(tape, bias))
     samples, inputs = tape.samples, _kept(input)
 
-    def weights(total: Tensor, gradient: Tensor) -> None:
+    def both(total: Tensor, beside: Tensor | None, gradient: Tensor) -> None:
         g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
-        add_products(total, g, inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype))
+        a = inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype)
+        add_products(total, g, a, beside)
 
-    squares = {weight: weights, bias: Elementwise(samples)}
-    return tape.watch(output, [inputs], _taken(tape, squares))
+    return tape.watch(output, [inputs], _with_bias(tape, weight, bias, both, output))
 
 
 def addmm(
@@ -77,13 +77,12 @@ def matmul(tape: Tape, input: Any, other: Any, bias: Tensor | None = None) -> Te
     output = linear_map(input, other.detach().t(), _detached(tape, bias))
     samples, inputs = tape.samples, _kept(input)
 
-    def weights(total: Tensor, gradient: Tensor) -> None:
+    def both(total: Tensor, beside: Tensor | None, gradient: Tensor) -> None:
         g = gradient.reshape(len(gradient), samples, -1, gradient.shape[-1])
         a = inputs.reshape(samples, -1, inputs.shape[-1]).to(g.dtype)
-        add_products(total.t(), g, a)
+        add_products(total.t(), g, a, beside)
 
-    squares = {other: weights, bias: Elementwise(samples)}
-    return tape.watch(output, [inputs], _taken(tape, squares))
+    return tape.watch(output, [inputs], _with_bias(tape, other, bias, both, output))
 
 
 def conv(
@@ -414,8 +413,10 @@ def _affine(
     trailing: int,
 ) -> Tensor | None:
     """Watch y = w * xhat + b, with w and b `trailing` axes before the last."""
+    square = Elementwise(tape.samples, normalised, trailing)
     squares = {
-        weight: Elementwise(tape.samples, normalised, trailing),
+        (weight, bias): square.add,
+        weight: square,
         bias: Elementwise(tape.samples, trailing=trailing),
     }
     return tape.watch(output, [inputs], _taken(tape, squares))
@@ -448,13 +449,36 @@ def _any_taken(tape: Tape, *tensors: Any) -> bool:
     return any(tape.takes(tensor) for tensor in tensors)
 
 
-def _taken(tape: Tape, squares: dict[Any, Any]) -> dict[Tensor, Any]:
-    """Of these squares those that the tape wants: a derived tensor is taken elementwise only."""
-    return {
-        tensor: square
-        for tensor, square in squares.items()
-        if tape.takes(tensor) and (isinstance(square, Elementwise) or not tape.is_derived(tensor))
-    }
+def _with_bias(
+    tape: Tape, weight: Tensor, bias: Tensor | None, both: Callable[..., None], output: Tensor
+) -> dict[Any, Any]:
+    """Squares of a linear map's parameters: `both` takes a running sum of each, or no bias."""
+
+    def alone(total: Tensor, gradient: Tensor) -> None:
+        both(total, None, gradient)
+
+    squares: dict[Any, Any] = {weight: alone, bias: Elementwise(tape.samples)}
+    if bias is not None and bias.shape == output.shape[-1:]:
+        squares = {(weight, bias): both, **squares}
+    return _taken(tape, squares)
+
+
+def _taken(tape: Tape, squares: dict[Any, Any]) -> dict[Any, Any]:
+    """Of these squares those that the tape wants, each parameter once, the first that take it.
+
+    A derived tensor is taken elementwise only, and by itself.
+    """
+    chosen: dict[Any, Any] = {}
+    done: set[int] = set()
+    for key, square in squares.items():
+        group = key if isinstance(key, tuple) else (key,)
+        direct = not isinstance(square, Elementwise)
+        if any(id(tensor) in done for tensor in group):
+            continue
+        if all(tape.takes(t) and not (direct and tape.is_derived(t)) for t in group):
+            chosen[key] = square
+            done.update(map(id, group))
+    return chosen
 
 
 RULES: dict[Any, Rule] = {

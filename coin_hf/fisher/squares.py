@@ -33,13 +33,16 @@ Meeting = tuple[list[int], list[int]]
 """What a tap sees: output positions, ascending, and the input position that meets each of them."""
 
 
-def add_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+def add_products(
+    total: Tensor, gradient: Tensor, inputs: Tensor, bias: Tensor | None = None
+) -> None:
     """Add sum_{m,l} (sum_t g[m,l,t,o] a[l,t,i])^2 to total[o,i].
 
     Args:
         total: Shape (O, I), changed in place.
         gradient: g, shape (M, P, T, O).
         inputs: a, shape (P, T, I).
+        bias: Shape (O,), changed in place: sum_{m,l} (sum_t g[m,l,t,o])^2 is added.
     """
     reached = _reached(gradient)
     if reached is not None:
@@ -48,12 +51,16 @@ def add_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
     if not positions:
         return
     everywhere = [(positions, positions)]
-    if pairs_pay(everywhere, gradient.shape[0], gradient.shape[3], inputs.shape[2]):
+    by_pairs = pairs_pay(everywhere, gradient.shape[0], gradient.shape[3], inputs.shape[2])
+    if not by_pairs and gradient.device.type == "cpu":
+        add_jacobians(total, gradient, inputs, bias)
+        return
+    if by_pairs:
         add_pairs(total[..., None], gradient, inputs, everywhere)
-    elif gradient.device.type == "cpu":
-        add_jacobians(total, gradient, inputs)
     else:  # many samples at once, which an accelerator needs to be busy
         add_grouped_products(total[None], gradient[:, :, None], inputs[:, None])
+    if bias is not None:
+        bias += gradient.sum(2).square_().sum((0, 1))
 
 
 def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequence[Meeting]) -> None:
@@ -102,16 +109,22 @@ def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor]:
     return s, number[t[first], t[second]]
 
 
-def add_jacobians(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
+def add_jacobians(
+    total: Tensor, gradient: Tensor, inputs: Tensor, bias: Tensor | None = None
+) -> None:
     """Add the same as `add_products`, by the per-sample gradients themselves.
 
     Args:
         total: Shape (O, I), changed in place.
         gradient: g, shape (M, P, T, O).
         inputs: a, shape (P, T, I).
+        bias: Shape (O,), changed in place, or None.
     """
     cotangents, samples, positions, outputs = gradient.shape
-    columns = inputs.transpose(1, 2).contiguous()  # (P, I, T)
+    columns = inputs.transpose(1, 2)  # (P, I, T)
+    if bias is not None:  # it is the weight of one more input, which is always 1
+        columns = torch.cat([columns, columns.new_ones(samples, 1, positions)], 1)
+    columns = columns.contiguous()
     width = columns.shape[1]
     block = max(1, min(cotangents, CACHE // (outputs * width)))
     rows = max(1, min(width, CACHE // (outputs * block)))
@@ -122,7 +135,10 @@ def add_jacobians(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
             for part, into in zip(columns[sample].split(rows), sums.split(rows), strict=True):
                 jacobian = product(part, weight)
                 into[:, : jacobian.shape[1]].addcmul_(jacobian, jacobian)
-    total += sums.unflatten(1, (block, outputs)).sum(1).t()
+    squares = sums.unflatten(1, (block, outputs)).sum(1).t()  # (O, I) or (O, I + 1)
+    total += squares[:, : total.shape[1]]
+    if bias is not None:
+        bias += squares[:, -1]
 
 
 def add_grouped_products(total: Tensor, gradient: Tensor, inputs: Tensor) -> None:
@@ -161,9 +177,15 @@ class Elementwise:
 
     def __call__(self, total: Tensor, gradient: Tensor) -> None:
         """Add the squares to a running sum of the parameter's shape; g is (M, P * R, ...)."""
+        self.add(total, None, gradient)
+
+    def add(self, total: Tensor, bias: Tensor | None, gradient: Tensor) -> None:
+        """Add also those of a bias of the same shape, y = w * factor + b: g is read but once."""
         gradient, factor, kept, summed = self._aligned(total.shape, gradient)
         if not summed:
             squared = gradient.square().sum(0)
+            if bias is not None:
+                bias += squared.sum(0).view(bias.shape)
             if factor is not None:
                 squared *= factor.square()
             total += squared.sum(0).view(total.shape)
@@ -171,6 +193,8 @@ class Elementwise:
         # One cotangent at a time, through one buffer: the product stays in the cache.
         buffer = torch.empty_like(gradient[0])
         for g in gradient:
+            if bias is not None:
+                bias += _summed(g, kept, summed).square_().sum(0).view(bias.shape)
             values = g if factor is None else torch.mul(g, factor, out=buffer)
             total += _summed(values, kept, summed).square_().sum(0).view(total.shape)
 

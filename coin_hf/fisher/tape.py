@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 from coin_hf.fisher.pulls import ready_signature
 from coin_hf.fisher.squares import accumulator_dtype, pull_back
 
-Squares = Any  # (running sum, gradient of an output (M, P * R, ...)) -> None; or `Elementwise`
 Shape = tuple[int, ...]
 Rule = Callable[..., Tensor | None]  # (tape, *arguments of the function) -> output, None: decline
 
@@ -116,31 +115,34 @@ class Tape(TorchFunctionMode):
         self,
         output: Tensor,
         saved: list[Tensor],
-        squares: dict[Tensor, Any],
+        squares: dict[Any, Any],
     ) -> Tensor | None:
         """Arrange for the squares to be added when the gradient of `output` is known.
 
         Args:
             output: Of a function applied to detached parameters, shape (P * R, ...).
             saved: Activations that the callbacks read.
-            squares: Parameter -> callback (running sum, gradient of shape (M, P * R, ...)), or
-                derived tensor -> `Elementwise`.
+            squares: Parameter, or tuple of parameters, -> callback (running sum of each, gradient
+                of shape (M, P * R, ...)); or derived tensor -> `Elementwise`.
 
         Returns:
             What the model gets in place of `output`, or None if this is not a use to take.
         """
         shape = (len(output) // self.samples, *output.shape[1:])
-        if not all(self.accepts(name, shape) for each in squares for name in self.sources(each)):
+        callbacks: list[tuple[list[str], Any]] = []
+        for key, square in squares.items():
+            group = key if isinstance(key, tuple) else (key,)
+            if self.is_derived(key):
+                for name, parameter in self.sources(key).items():
+                    callbacks.append(([name], partial(pull_back, square, key, parameter)))
+            else:
+                callbacks.append(([self.names[id(tensor)] for tensor in group], square))
+        used = [name for names, _ in callbacks for name in names]
+        if not all(self.accepts(name, shape) for name in used):
             return None
-        callbacks: dict[str, Any] = {}
-        for tensor, square in squares.items():
-            for name, parameter in self.sources(tensor).items():
-                direct = parameter is tensor
-                callbacks[name] = (
-                    square if direct else partial(pull_back, square, tensor, parameter)
-                )
-                self.uses.setdefault(name, []).append(shape)
-        self.saved += [(tensor, tensor._version, list(callbacks)) for tensor in saved]
+        for name in used:
+            self.uses.setdefault(name, []).append(shape)
+        self.saved += [(tensor, tensor._version, used) for tensor in saved]
         self.sizes.append(output.nbytes)
         if not output.requires_grad:
             # Here the backward pass ends. The model may not change a leaf in place: a clone.
@@ -151,17 +153,19 @@ class Tape(TorchFunctionMode):
 
         def consume(gradient: Tensor) -> None:
             if self.checking:
-                self.watched.append(([(name, shape) for name in callbacks], gradient))
-                self.reached.update(callbacks)
+                self.watched.append(([(name, shape) for name in used], gradient))
+                self.reached.update(used)
                 return
             gradient = gradient.to(accumulator_dtype(gradient.dtype))
-            for name, square in callbacks.items():
-                total = self.sums[name]
-                if total.device == gradient.device:
-                    square(total, gradient)
-                else:  # the running sum waits where there is more memory
-                    part = torch.zeros_like(total, device=gradient.device)
-                    square(part, gradient)
+            for names, square in callbacks:
+                totals = [self.sums[name] for name in names]
+                if all(total.device == gradient.device for total in totals):
+                    square(*totals, gradient)
+                    continue
+                # The running sums wait where there is more memory.
+                parts = [torch.zeros_like(total, device=gradient.device) for total in totals]
+                square(*parts, gradient)
+                for total, part in zip(totals, parts, strict=True):
                     total += part.to(total.device)
             if not self.retain:
                 callbacks.clear()  # and with them activations: the graph lives on until its end

@@ -378,6 +378,29 @@ RAW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (9, 4),
     ),
+    "matrix with one bias for all": (
+        lambda: head(Weighted(lambda x, w, b: torch.addmm(b, x, w), (4, 4), (1,))),
+        (4,),
+    ),
+    "a bias without its weight": (
+        lambda: last(
+            Weighted(lambda x, w, b: F.linear(F.linear(x, w, b).tanh(), w), (4, 4), (4,)),
+            nn.Tanh(),
+        ),
+        (30, 4),
+    ),
+    "a norm's bias without its weight": (
+        lambda: last(
+            Weighted(
+                lambda x, w, b: F.layer_norm(F.layer_norm(x, (4,), w, b).tanh(), (4,), w),
+                (4,),
+                (4,),
+            ),
+            nn.Linear(4, 4),
+            nn.Tanh(),
+        ),
+        (9, 4),
+    ),
     "a scaled matrix product": (
         lambda: head(Weighted(lambda x, w, b: torch.addmm(b, x, w, alpha=2.0), (4, 4), (4,))),
         (4,),

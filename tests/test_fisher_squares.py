@@ -155,6 +155,11 @@ def test_squares_of_products_both_ways(
         total = start.clone()
         way(total)
         assert close(total, expected)
+    for beside in [add_products, add_jacobians] if positions else [add_products]:
+        total, bias = start.clone(), start[:, 0].clone()
+        beside(total, g, a, bias)
+        assert close(total, expected)
+        assert close(bias, start[:, 0].double() + g.double().sum(2).square().sum((0, 1)))
 
 
 SMALL = [

@@ -218,12 +218,12 @@ def test_convolving_has_the_gradients_of_torchs(
 
 @pytest.mark.parametrize("function", [position_pairs, pairs_at_once])
 def test_pairs_of_positions(function: Callable[..., Tensor]) -> None:
-    v = normal(3, 4, 2, 5)
+    v = normal(3, 2, 4, 5)
     pairs = [(t, s) for t in range(4) for s in range(t, 4)]
-    rows = torch.stack([(v[:, t] * v[:, s]).sum(0) for t, s in pairs])
-    assert close(function(v), rows)
-    twice = [rows[n] * (1 if t == s else 2) for n, (t, s) in enumerate(pairs)]
-    assert close(function(v, mirrored=True), torch.stack(twice))
+    columns = torch.stack([(v[:, :, t] * v[:, :, s]).sum(0) for t, s in pairs], 1)
+    assert close(function(v), columns)
+    twice = torch.tensor([1.0 if t == s else 2.0 for t, s in pairs], dtype=v.dtype)
+    assert close(function(v, mirrored=True), columns * twice[:, None])
 
 
 def test_pairs_pay_where_positions_are_few() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.pulls import linear_map
+from coin_hf.fisher.pulls import linear_map, with_gradient
 
 FEW = 16
 """Products of input and output positions up to which the dense matrix is faster than a convolution,
@@ -47,8 +47,7 @@ def convolve(
     n = weight.dim() - 2
     if groups == 1 and not weight.requires_grad and inputs.device.type == "cpu":
         if all(extent == 1 for extent in weight.shape[2:]) and padding in (0, (0,) * n, "valid"):
-            steps = (slice(None), *(slice(None, None, step) for step in _tuple(stride, n)))
-            rows = inputs.movedim(1, -1)[steps]
+            rows = _every(inputs.movedim(1, -1), _tuple(stride, n))
             return linear_map(rows, weight.flatten(1), bias).movedim(-1, 1)
         if not once:
             output = _convolve_few(inputs, weight, bias, stride, padding, dilation)
@@ -58,6 +57,24 @@ def convolve(
             if order is not None:
                 weight = weight.contiguous(memory_format=order)
     return function(inputs, weight, bias, stride, padding, dilation, groups)
+
+
+def _every(inputs: Tensor, steps: Sequence[int]) -> Tensor:
+    """Take every so many positions of (B, *space, C)."""
+    if all(step == 1 for step in steps):
+        return inputs
+    chosen = (slice(None), *(slice(None, None, step) for step in steps))
+    if not inputs.requires_grad:
+        return inputs[chosen]
+    shape, of_each = inputs.shape, (slice(None), *chosen)
+
+    def pull(gradient: Tensor) -> Tensor:  # torch's own makes a whole map for each axis
+        whole = gradient.new_zeros(len(gradient), *shape)
+        whole[of_each] = gradient
+        return whole
+
+    order = torch.contiguous_format
+    return with_gradient(inputs, lambda x: x[chosen].clone(memory_format=order), pull)
 
 
 def _convolve_few(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from coin_hf.fisher.chunks import chunk_sizes, chunks
+from coin_hf.fisher.chunks import chunk_sizes, chunks, keep_freed_memory
 from coin_hf.fisher.engine import add_chunk, make_plan
 from coin_hf.fisher.estimators import Estimator, cotangents_for, resolve_estimator
 from coin_hf.fisher.generic import Cotangents, sample_count, take
@@ -134,6 +134,8 @@ def _add_samples(
     progress: bool,
 ) -> None:
     """Add this process's samples, from where `partial` stands; cotangents go by global index."""
+    if device.type == "cpu":
+        keep_freed_memory()
     if partial.done < len(mine):
         plan = make_plan(model, to_device(take(inputs, _two(inputs, mine)), device))
         if partial.done == 0:

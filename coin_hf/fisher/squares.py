@@ -80,14 +80,13 @@ def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequenc
     most = PAIRS if gradient.device.type == "cpu" else LARGE
     step = max(1, most // (len(first) * outputs))
     for g, a in zip(gradient.split(step, 1), inputs.split(step), strict=True):
-        grams = position_pairs(g.transpose(1, 2), mirrored=True)  # (pairs, p, O)
-        by_position = a.transpose(0, 1).contiguous()  # (S, p, C)
+        grams = position_pairs(g, mirrored=True)  # (p, pairs, O)
         for tap, (seen, pairs) in enumerate(by_tap):
             if len(pairs) == 0:  # a tap that sees padding alone
                 continue
-            products = position_pairs(by_position[None, seen]).flatten(0, 1)  # (pairs * p, C)
-            part = grams if len(pairs) == len(grams) else grams[pairs]
-            total[..., tap] += _contracted(part.flatten(0, 1), products)
+            products = position_pairs(a[None, :, seen])  # (p, pairs, C)
+            part = grams if len(pairs) == len(first) else grams[:, pairs]
+            total[..., tap] += _contracted(part.flatten(0, 1), products.flatten(0, 1))
 
 
 def _contracted(left: Tensor, right: Tensor) -> Tensor:
@@ -276,30 +275,31 @@ def pairs_pay(meetings: Sequence[Meeting], cotangents: int, outputs: int, inputs
 
 
 def position_pairs(values: Tensor, *, mirrored: bool = False) -> Tensor:
-    """sum_m v[m,t,l,o] v[m,t',l,o] for all t <= t'.
+    """sum_m v[m,l,t,o] v[m,l,t',o] for all t <= t'.
 
     Args:
-        values: v, shape (M, T, P, O).
+        values: v, shape (M, P, T, O).
         mirrored: A pair of t and t' stands for t' and t too: twice the sum.
 
     Returns:
-        Shape (T (T + 1) / 2, P, O).
+        Shape (P, T (T + 1) / 2, O).
     """
-    positions, *row = values.shape[1:]
+    samples, positions, outputs = values.shape[1:]
     if values.device.type != "cpu":
         return pairs_at_once(values, mirrored=mirrored)
-    values = values.contiguous()
-    result = values.new_empty(positions * (positions + 1) // 2, *row)
+    result = values.new_empty(samples, positions * (positions + 1) // 2, outputs)
     start = 0
     for t in range(positions):
-        into = result[start : start + positions - t]  # t with t and all that follow
-        one = 2 * values[:, t] if mirrored else values[:, t]
-        torch.mul(values[0, t:], one[0], out=into)
-        for v, at in zip(values[1:], one[1:], strict=True):
-            into.addcmul_(v[t:], at)
+        into = result[:, start : start + positions - t]  # t with t and all that follow
+        one = values[:, :, t : t + 1]
         if mirrored:
-            into[0] /= 2
-        start += len(into)
+            one = 2 * one
+        torch.mul(values[0, :, t:], one[0], out=into)
+        for v, at in zip(values[1:], one[1:], strict=True):
+            into.addcmul_(v[:, t:], at)
+        if mirrored:
+            into[:, 0] /= 2
+        start += positions - t
     return result
 
 
@@ -307,17 +307,17 @@ def pairs_at_once(values: Tensor, *, mirrored: bool = False) -> Tensor:
     """The same by one batched product of twice as many numbers: calls cost an accelerator more.
 
     Args:
-        values: v, shape (M, T, P, O).
+        values: v, shape (M, P, T, O).
         mirrored: As above.
 
     Returns:
-        Shape (T (T + 1) / 2, P, O).
+        Shape (P, T (T + 1) / 2, O).
     """
-    positions = values.shape[1]
+    positions = values.shape[2]
     first, second = torch.triu_indices(positions, positions, device=values.device)
-    result = torch.einsum("mtpo,mspo->tspo", values, values)[first, second]
+    result = torch.einsum("mpto,mpso->ptso", values, values)[:, first, second]
     if mirrored:
-        result *= 1.0 + (first != second)[:, None, None]
+        result *= 1.0 + (first != second)[:, None]
     return result
 
 

@@ -401,6 +401,12 @@ RAW: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (9, 4),
     ),
+    "a norm's bias that is its weight": (
+        lambda: last(
+            Weighted(lambda x, w: F.layer_norm(x, (4,), w, w), (4,)), nn.Linear(4, 4), nn.Tanh()
+        ),
+        (9, 4),
+    ),
     "a scaled matrix product": (
         lambda: head(Weighted(lambda x, w, b: torch.addmm(b, x, w, alpha=2.0), (4, 4), (4,))),
         (4,),
@@ -498,7 +504,7 @@ def attend(x: Tensor, mask: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", RAW)
 def test_parameters_without_a_layer(name: str) -> None:
     make, shape = RAW[name]
-    by_rule = name != "a scaled matrix product" and "without its weight" not in name
+    by_rule = name != "a scaled matrix product" and "its weight" not in name
     assert_exact(built(make), normal(P, *shape), by_rule=by_rule)
 
 

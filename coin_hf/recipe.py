@@ -567,18 +567,19 @@ class _GivenTwice(yaml.YAMLError):
 class _Loader(yaml.SafeLoader):
     """Plain data alone, and no key twice: YAML forbids it, the parser takes the last in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             line = key.start_mark.line + 1
-            if key.value in lines:
-                first = lines[key.value]
+            first = lines.get((key.tag, key.value))
+            if first is not None:
                 where = f"line {line}" if first == line else f"lines {first} and {line}"
                 raise _GivenTwice(f"the key '{key.value}' is given twice, in {where}: keep one")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
+            lines[key.tag, key.value] = line
+        return node
 
 
 def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:

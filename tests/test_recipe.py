@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from coin_hf.errors import InputError
-from coin_hf.recipe import Recipe
+from coin_hf.recipe import Recipe, _Loader
 
 Data = dict[str, Any]
 BASE: Data = {
@@ -286,6 +286,15 @@ class TestYaml:
         text += "evaluation: {<<: {limit: 5, batch_size: 7}, limit: 6}\n"
         found = Recipe.from_yaml(self.write(tmp_path, text)).evaluation
         assert (found.limit, found.batch_size) == (6, 7)
+
+    def test_what_is_merged_may_itself_replace_what_it_merges(self) -> None:
+        text = "base: &b {x: 0, y: 2}\nouter:\n  a: &a {<<: *b, x: 1}\nc: {<<: *a}\n"
+        assert yaml.load(text, _Loader) == yaml.safe_load(text)
+
+    @pytest.mark.parametrize("text", ["a: !!map x", "!!map [a, b]"])
+    def test_what_calls_itself_a_mapping_and_is_none(self, tmp_path: Path, text: str) -> None:
+        with pytest.raises(InputError, match="is not YAML: expected a mapping node"):
+            Recipe.from_yaml(self.write(tmp_path, text))
 
     @pytest.mark.parametrize("text", ["experts: [", "a: b: c", "\tx: 1"])
     def test_not_yaml(self, tmp_path: Path, text: str) -> None:

@@ -77,8 +77,10 @@ def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequenc
     number = torch.zeros(positions, positions, dtype=torch.long, device=gradient.device)
     number[first, second] = torch.arange(len(first), device=gradient.device)
     by_tap = [_pairs_of(meeting, number) for meeting in meetings]
-    most = PAIRS if gradient.device.type == "cpu" else LARGE
-    step = max(1, most // (len(first) * outputs))
+    most = PAIRS // outputs
+    if gradient.device.type != "cpu":
+        most = LARGE // max(outputs, inputs.shape[2])
+    step = max(1, most // len(first))
     for g, a in zip(gradient.split(step, 1), inputs.split(step), strict=True):
         grams = position_pairs(g, mirrored=True)  # (p, pairs, O)
         for tap, (seen, pairs) in enumerate(by_tap):

@@ -1,4 +1,4 @@
-"""How many samples, and how many of their cotangents, fit in memory at once."""
+"""How many samples and cotangents go through the network at once; the chunks they come in."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -57,10 +57,10 @@ def chunk_sizes(
 def keep_freed_memory() -> None:
     """Let the heap of Linux's C library keep what a pass frees, until the pass needs it again.
 
-    It gives freed memory back to the system at once, which clears every page anew at the next use:
-    a tenth of a pass over a transformer. How much it keeps, it learns from the largest block that
-    was freed: here is one of the largest that it learns from, 32 MiB, never touched. Elsewhere this
-    does nothing. See mallopt(3), M_MMAP_THRESHOLD.
+    It gives freed memory back to the system at once, which clears every page anew at the next use.
+    How much it keeps, it learns from the largest block that was freed: here is one of the largest
+    that it learns from, 32 MiB, never touched. Elsewhere this does nothing. See mallopt(3),
+    M_MMAP_THRESHOLD.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 

@@ -119,8 +119,10 @@ def draw(entry: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(entry["curves"]), figsize=(9, 2.8), layout="constrained")
     for axis, curve in zip(axes, entry["curves"], strict=True):
         x = [point["x"] for point in curve["points"]]
-        axis.plot(x, [point["seconds"] for point in curve["points"]], "o-")
-        axis.set(xlabel=curve["title"], ylabel="seconds", xlim=(0, None), ylim=(0, None))
+        y = [point["seconds"] for point in curve["points"]]
+        axis.plot(x, y, "o-")
+        axis.set(xlabel=curve["title"], ylabel="seconds")
+        axis.set(xlim=(0, 1.1 * max(x)), ylim=(0, 1.1 * max(y)))  # no point on the frame
     figure.savefig(path, dpi=80)
     plt.close(figure)
 

@@ -8,9 +8,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from coin_hf.coders import fisher_average
     from coin_hf.ensemble import CodedEnsemble
-    from coin_hf.erasure import ErasureCode
+    from coin_hf.erasure.code import ErasureCode
     from coin_hf.errors import InputError
-    from coin_hf.experts import Expert, load_expert
+    from coin_hf.experts.expert import Expert, load_expert
     from coin_hf.fisher import diagonal_fisher
     from coin_hf.pipeline import encode
     from coin_hf.recipe import Recipe
@@ -30,14 +30,14 @@ __all__ = [
 # Imported when first used: `coin-hf --help` and a recipe's check need no torch.
 _HOME = {
     "CodedEnsemble": "ensemble",
-    "ErasureCode": "erasure",
-    "Expert": "experts",
+    "ErasureCode": "erasure.code",
+    "Expert": "experts.expert",
     "InputError": "errors",
     "Recipe": "recipe",
     "diagonal_fisher": "fisher",
     "encode": "pipeline",
     "fisher_average": "coders",
-    "load_expert": "experts",
+    "load_expert": "experts.expert",
 }
 
 

@@ -9,18 +9,18 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
-from coin_hf.alignment import check_alignment
-from coin_hf.betas import written
-from coin_hf.coded import as_stored, save_coded
-from coin_hf.erasure import ErasureCode
+from coin_hf.erasure.betas import written
+from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.experts import Expert, load_expert
-from coin_hf.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
-from coin_hf.hub import fetch, pin
-from coin_hf.layout import CODED_FILES, coded_folder
-from coin_hf.outputs import call
-from coin_hf.records import recipe_of
-from coin_hf.repository import push_folder, read_repository, write_repository
+from coin_hf.experts.alignment import check_alignment
+from coin_hf.experts.coded_model import as_stored, save_coded
+from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.hub.client import fetch, pin
+from coin_hf.hub.layout import CODED_FILES, coded_folder
+from coin_hf.networks.logits import call
+from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
+from coin_hf.repository.folder import push_folder, read_repository, write_repository
+from coin_hf.repository.records import recipe_of
 
 
 class CodedEnsemble:

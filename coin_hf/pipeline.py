@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from coin_hf.calibration import Calibration
 from coin_hf.coders import average
-from coin_hf.coding import build_all, calibrate_on, code, timed
+from coin_hf.data.images import LabelledImages
+from coin_hf.encoding.encoder import build_all, calibrate_on, code, timed
+from coin_hf.encoding.fitted_coder import Task
+from coin_hf.encoding.inputs import draw, load_experts, open_tests
 from coin_hf.ensemble import CodedEnsemble
-from coin_hf.erasure import ErasureCode
+from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.evaluation import Measurement, evaluate_erasures
-from coin_hf.experts import Expert
-from coin_hf.hub import pin
-from coin_hf.images import LabelledImages
-from coin_hf.offers import Task
-from coin_hf.preparation import draw, load_experts, open_tests
-from coin_hf.recipe import Contender, Recipe, TaskArithmeticBlock
-from coin_hf.records import coin_record, environment, measured, recipe_of, result_record
+from coin_hf.evaluation.calibration import Calibration
+from coin_hf.evaluation.erasures import Measurement, evaluate_erasures
+from coin_hf.experts.expert import Expert
+from coin_hf.hub.client import pin
+from coin_hf.recipe.recipe import Contender, Recipe, TaskArithmeticBlock
+from coin_hf.repository.records import coin_record, environment, measured, recipe_of, result_record
 
 
 def resolve(recipe: Recipe) -> Recipe:

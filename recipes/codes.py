@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coin_hf.amplification import worst_amplification
-from coin_hf.betas import rows_of
-from coin_hf.demo import ARCHITECTURE, make_digits, make_experts
-from coin_hf.design import design, vandermonde
+from coin_hf.demo.run import ARCHITECTURE, make_digits, make_experts
+from coin_hf.erasure.amplification import worst_amplification
+from coin_hf.erasure.betas import rows_of
+from coin_hf.erasure.design import design, vandermonde
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
 

@@ -27,10 +27,10 @@ from making.networks import Network, load_network
 from torch.utils.data import DataLoader
 
 from coin_hf.errors import InputError
-from coin_hf.finetuning import fit, freeze_batch_norm
-from coin_hf.outputs import call
-from coin_hf.recipe import DatasetBlock
-from coin_hf.records import environment
+from coin_hf.experts.finetuning import fit, freeze_batch_norm
+from coin_hf.networks.logits import call
+from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.repository.records import environment
 
 
 def main(
@@ -188,7 +188,7 @@ def _labels(text: str | None) -> tuple[int | str, ...] | None:
 def _push(folder: Path, repo: str, *, private: bool) -> None:
     from huggingface_hub import HfApi
 
-    from coin_hf.hub import sentences
+    from coin_hf.hub.client import sentences
 
     with sentences(repo, None, "model"):
         HfApi().create_repo(repo, private=private, exist_ok=True)

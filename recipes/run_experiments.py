@@ -20,9 +20,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from coin_hf.comparison_report import comparison_table
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
+from coin_hf.reports.comparison_table import comparison_table
 
 HERE = Path(__file__).parent
 FINETUNE = HERE / "finetune.py"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from coin_hf.preprocessing import timm_preprocessing
+from coin_hf.experts.preprocessing import timm_preprocessing
 
 NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 SIZED = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 1.0, **NORMALISATION}

@@ -13,33 +13,13 @@ import coin_hf
 ROOT = Path(coin_hf.__file__).parent
 
 LINE = [
-    "errors", "betas", "amplification", "design", "patterns", "layout", "configs", "recipe", "hub",
-    "preprocessing", "experts", "alignment",
-    "images", "samples",
-    "products", "outputs", "fisher",
-    "augmentation", "coders", "refiners", "coded", "stream",
-    "erasure", "metrics", "evaluation", "calibration", "selection", "work",
-    "records", "report", "card", "repository", "fisher_files",
-    "ensemble", "preparation", "offers", "refining", "coding", "memory", "pipeline",
-    "summary", "comparison", "comparison_report", "comparison_figures", "comparison_files",
-    "joining", "recode", "tuning", "publishing",
-    "finetuning", "demo", "cli_codes", "cli", "__main__",
+    "errors", "erasure", "networks", "metrics", "recipe", "hub", "fisher", "coders", "refiners",
+    "experts", "data", "evaluation", "reports", "repository", "encoding", "ensemble", "pipeline",
+    "recoding", "comparison", "demo", "cli", "__main__",
 ]  # fmt: skip
-"""The modules and packages from recipe to command line; each imports only what stands before."""
+"""The rooms from the errors at the bottom to the command line; each imports only those before."""
 
-CORE = {
-    "amplification",
-    "augmentation",
-    "refiners",
-    "betas",
-    "coders",
-    "design",
-    "patterns",
-    "erasure",
-    "fisher",
-    "outputs",
-    "products",
-}
+CORE = {"erasure", "networks", "fisher", "coders", "refiners"}
 """The numeric core: no file, no network, no log."""
 
 

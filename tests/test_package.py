@@ -31,7 +31,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "coin_hf").rglob("*.py")}
     others = {
         "coin_hf/py.typed",
-        "coin_hf/demo.yaml",
+        "coin_hf/demo/demo.yaml",
         "coin_hf/metrics/nda/README.md",
         "coin_hf/metrics/nda/requirements.txt",
     }
@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     assert {name for name in names if name.startswith("coin_hf/")} == modules | others
     assert f"{info}/licenses/LICENSE" in names
     demo = (ROOT / "recipes" / "demo.yaml").read_bytes()
-    assert wheel.read("coin_hf/demo.yaml") == demo  # the text, not a link
+    assert wheel.read("coin_hf/demo/demo.yaml") == demo  # the text, not a link
 
 
 def test_the_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:

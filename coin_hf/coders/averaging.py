@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from coin_hf.betas import check_betas
+from coin_hf.erasure.betas import check_betas
 
 
 def average(thetas: Sequence[Mapping[str, Tensor]], *, betas: Sequence[float]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from coin_hf.outputs import call
+from coin_hf.networks.logits import call
 
 EpochEnd = Callable[[int], None]
 

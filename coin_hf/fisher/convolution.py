@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.pulls import linear_map, with_gradient
+from coin_hf.fisher.vector_jacobian import linear_map, with_gradient
 
 FEW = 16
 """Products of input and output positions up to which the dense matrix is faster than a convolution,

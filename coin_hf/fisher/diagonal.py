@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from coin_hf.fisher.batched_backward import add_chunk, make_plan
+from coin_hf.fisher.borrow import borrowed
+from coin_hf.fisher.checkpoint import Checkpoint, Partial
 from coin_hf.fisher.chunks import chunk_sizes, chunks, keep_freed_memory
-from coin_hf.fisher.engine import add_chunk, make_plan
 from coin_hf.fisher.estimators import Estimator, cotangents_for, resolve_estimator
 from coin_hf.fisher.generic import Cotangents, sample_count, take
-from coin_hf.fisher.partial import Checkpoint, Partial
-from coin_hf.fisher.selfcheck import check_engine
+from coin_hf.fisher.self_check import check_engine
 from coin_hf.fisher.squares import accumulator_dtype
-from coin_hf.fisher.state import borrowed
-from coin_hf.outputs import to_device
+from coin_hf.networks.logits import to_device
 
 
 @torch.inference_mode(False)  # the caller may be in it

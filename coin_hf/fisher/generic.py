@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coin_hf.fisher.borrow import refresh
 from coin_hf.fisher.rules import batch_norm
-from coin_hf.fisher.state import refresh
 from coin_hf.fisher.tape import Tape
-from coin_hf.outputs import call
+from coin_hf.networks.logits import call
 
 Cotangents = Callable[[Tensor, Sequence[int]], Tensor]  # (logits, positions) -> (M, P, K)
 

@@ -29,7 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coin_hf.fisher.convolution import by_tap, convolve, patches
-from coin_hf.fisher.pulls import linear_map, with_gradient
 from coin_hf.fisher.squares import (
     Elementwise,
     accumulator_dtype,
@@ -39,6 +38,7 @@ from coin_hf.fisher.squares import (
     pairs_pay,
 )
 from coin_hf.fisher.tape import Rule, Tape
+from coin_hf.fisher.vector_jacobian import linear_map, with_gradient
 
 POSITIONS = 64
 """Positions of an output up to which a convolution's squares may be formed tap by tap."""

@@ -20,7 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from coin_hf.products import product
+from coin_hf.networks.matmul import product
 
 CACHE = 512 * 1024  # elements of J alive at once in the direct way: they are read again at once
 LARGE = 2**26  # the same on an accelerator

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from coin_hf.fisher.pulls import ready_signature
 from coin_hf.fisher.squares import accumulator_dtype, pull_back
+from coin_hf.fisher.vector_jacobian import ready_signature
 
 Shape = tuple[int, ...]
 Rule = Callable[..., Tensor | None]  # (tape, *arguments of the function) -> output, None: decline

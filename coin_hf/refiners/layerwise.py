@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from coin_hf.products import product
+from coin_hf.networks.matmul import product
 from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, find_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from coin_hf.coders.grams import patches
-from coin_hf.outputs import call
+from coin_hf.coders.gram_matrices import patches
+from coin_hf.networks.logits import call
 
 
 class Unsuitable(ValueError):

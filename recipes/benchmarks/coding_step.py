@@ -28,15 +28,15 @@ from bench.tables import coding_table, put, write
 from bench.ways import bound
 from torch import Tensor, nn
 
-from coin_hf.augmentation import enlarge
-from coin_hf.coded import load
 from coin_hf.coders import fisher_average
-from coin_hf.erasure import ErasureCode
+from coin_hf.data.augmentation import enlarge
+from coin_hf.data.samples import Samples
+from coin_hf.encoding.selection import LAM_CANDIDATES, Choice, choose
+from coin_hf.erasure.code import ErasureCode
+from coin_hf.experts.coded_model import load
 from coin_hf.fisher import diagonal_fisher
-from coin_hf.outputs import logits_of
+from coin_hf.networks.logits import logits_of
 from coin_hf.refiners import refit_layers
-from coin_hf.samples import Samples
-from coin_hf.selection import LAM_CANDIDATES, Choice, choose
 
 HERE = Path(__file__).parent
 CASE = Case("resnet50-32", 10, 200)

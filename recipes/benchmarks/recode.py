@@ -24,9 +24,9 @@ import torch
 from bench.machine import describe, sentence
 from safetensors.torch import save_file
 
-from coin_hf.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
-from coin_hf.hub import folder_revision
-from coin_hf.layout import COIN_FILE, FORMAT, RESULT_FILE
+from coin_hf.hub.client import folder_revision
+from coin_hf.hub.layout import COIN_FILE, FORMAT, RESULT_FILE
+from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "recode.json", HERE / "recode.md"
@@ -48,8 +48,8 @@ def watch():
         peak["RssAnon"] = max(peak["RssAnon"], resident("RssAnon"))
         time.sleep(0.002)
 threading.Thread(target=watch, daemon=True).start()
-import coin_hf.recode
-from coin_hf.recode import recode
+import coin_hf.recoding.recode
+from coin_hf.recoding.recode import recode
 imported = resident("RssAnon")
 start = time.perf_counter()
 WORK

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coin_hf.data.images import LabelledImages, Row
 from coin_hf.errors import InputError
-from coin_hf.hub import pin
-from coin_hf.images import LabelledImages, Row
-from coin_hf.recipe import DatasetBlock
+from coin_hf.hub.client import pin
+from coin_hf.recipe.recipe import DatasetBlock
 
 ANY = 2**31
 """More classes than any dataset has: labels are checked once their names are known."""

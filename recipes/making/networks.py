@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 from coin_hf.errors import InputError
-from coin_hf.experts import load_expert
-from coin_hf.finetuning import write_timm
-from coin_hf.hub import fetch, pin
-from coin_hf.layout import CHECKPOINT_FILES
-from coin_hf.preprocessing import Preprocessing, timm_preprocessing, transformers_preprocessing
+from coin_hf.experts.expert import load_expert
+from coin_hf.experts.finetuning import write_timm
+from coin_hf.experts.preprocessing import (
+    Preprocessing,
+    timm_preprocessing,
+    transformers_preprocessing,
+)
+from coin_hf.hub.client import fetch, pin
+from coin_hf.hub.layout import CHECKPOINT_FILES
 
 DATA_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "num_classes")
 """Keys of timm's `pretrained_cfg` that belong to a fine-tuned network."""

@@ -31,7 +31,7 @@ import typer
 from lite0 import build_lite0
 from parquet import Data, pool, write
 
-from coin_hf.demo import make_digits
+from coin_hf.demo.run import make_digits
 from coin_hf.errors import InputError
 
 DEBIAN = "dataset-fashion-mnist"

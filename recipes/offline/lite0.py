@@ -9,8 +9,8 @@ from PIL.Image import fromarray
 from torch import Tensor, nn
 
 from coin_hf.errors import InputError
-from coin_hf.finetuning import write_timm
-from coin_hf.preprocessing import timm_preprocessing
+from coin_hf.experts.finetuning import write_timm
+from coin_hf.experts.preprocessing import timm_preprocessing
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 SHA256 = "57934424"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from kept import Result, experiments
 
-from coin_hf.comparison_report import comparison_table, title
-from coin_hf.layout import NO_CODED_MODEL
-from coin_hf.report import TITLES, cell
-from coin_hf.summary import singles
+from coin_hf.comparison.statistics import singles
+from coin_hf.hub.layout import NO_CODED_MODEL
+from coin_hf.reports.comparison_table import comparison_table, title
+from coin_hf.reports.tables import TITLES, cell
 
 Kept = Mapping[str, Mapping[str, Result]]
 """Results by foundation and experiment."""

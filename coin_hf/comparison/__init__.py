@@ -1,0 +1,1 @@
+"""Compare coders on the same experts, samples and test sets."""

@@ -1,0 +1,271 @@
+"""Compare coders on the same experts, samples and test sets; what is computed is kept."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from coin_hf.comparison.statistics import Row, average_of, controls, summary
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.samples import Samples
+from coin_hf.encoding.cost import watch
+from coin_hf.encoding.encoder import code, timed
+from coin_hf.encoding.fitted_coder import Task, check
+from coin_hf.encoding.inputs import compute_fishers, draw, load_experts, open_tests
+from coin_hf.encoding.refinement import check_steps
+from coin_hf.erasure.code import ErasureCode
+from coin_hf.errors import InputError
+from coin_hf.evaluation.erasures import evaluate_erasures
+from coin_hf.experts.expert import Expert
+from coin_hf.hub.layout import FORMAT
+from coin_hf.pipeline import machine, resolve
+from coin_hf.recipe.recipe import Contender, FisherBlock, Recipe
+from coin_hf.repository.records import architecture, environment, recorded_steps
+from coin_hf.repository.work_folder import claim, first_difference, write_whole
+
+ROWS = "rows"
+"""Folder of the finished rows, a file each."""
+SHARED = ("experts", "datasets", "betas", "samples", "evaluation")
+"""Keys of the recipe on which every row depends."""
+OWN = {"coin": ("lam", "fisher"), "averaging": ()}
+"""Keys on which a coder's rows depend beside these; by default the block of its name."""
+
+
+def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
+    """Compare the recipe's contenders, on each of its seeds and numbers of samples.
+
+    Every row is written into the recipe's output folder when it is finished, and is not computed
+    again by a later call. Test sets are those of `samples.seed`, the same for all rows.
+
+    Args:
+        recipe: The recipe; its `output` is the folder.
+        progress: Tell of rows and show bars on stderr, in the main process.
+
+    Returns:
+        The content of `result.json`: rows, their summary, controls, and what they were made from.
+
+    Raises:
+        InputError: If an expert, dataset or setting is not usable, or the folder is in use or
+            holds the comparison of another recipe.
+    """
+    if recipe.output is None:
+        raise InputError("a comparison needs a folder: add `output: FOLDER`, or -o output=FOLDER")
+    accelerator, folder = Accelerator(), Path(recipe.output).expanduser()
+    recipe = resolve(recipe)
+    experts = load_experts(recipe, accelerator)
+    test_sets = open_tests(recipe, experts, accelerator)
+    said = recipe.dump()
+    with accelerator.main_process_first():
+        claim(folder, {key: said[key] for key in SHARED}, "choose another `output`")
+        (folder / ROWS).mkdir(exist_ok=True)
+    rows = _kept(recipe, folder, accelerator)
+    bench = Bench(recipe, experts, test_sets, accelerator, progress)
+    if len(rows) < len(list(_plan(recipe))):
+        bench.check()
+    for contender, per_expert, seed in _plan(recipe):
+        name = _name(contender, per_expert, seed)
+        if name in rows:
+            continue
+        rows[name] = bench.row(contender, per_expert, seed)
+        if accelerator.is_main_process:
+            write_whole(folder / ROWS / name, json.dumps(rows[name], indent=2) + "\n")
+            if progress:
+                _tell(rows[name])
+    ordered = [rows[_name(*entry)] for entry in _plan(recipe)]
+    return {
+        "format": FORMAT,
+        "library": experts[0].library,
+        "architecture": architecture(experts[0]),
+        "num_classes": experts[0].num_classes,
+        **{key: said[key] for key in SHARED},
+        "summary": summary(ordered),
+        "controls": controls(ordered[0]),
+        "rows": ordered,
+        "run": {**machine(accelerator), "versions": environment()},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Fishers:
+    """The experts' Fishers on one draw of the samples, and what computing them took."""
+
+    fishers: list[dict[str, Tensor]] | None = None
+    seconds: float = 0.0
+    peak_memory: int | None = None
+
+
+class Bench:
+    """What all rows share: experts, test sets, and the experts' answers on these."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        experts: Sequence[Expert],
+        test_sets: Sequence[LabelledImages],
+        accelerator: Accelerator,
+        progress: bool,
+    ) -> None:
+        self.recipe, self.experts, self.test_sets = recipe, experts, test_sets
+        self.accelerator, self.progress = accelerator, progress
+        self.known: dict[tuple[int, int], list[Tensor]] = {}
+        self.drawn: tuple[tuple[int, int], Samples] | None = None
+        self.fishers: dict[FisherBlock, Fishers] = {}
+
+    def task(self, contender: Contender, per_expert: int, seed: int) -> Task:
+        """Return the task of one row; the samples drawn last are kept."""
+        samples = self.recipe.samples.model_copy(update={"per_expert": per_expert, "seed": seed})
+        recipe = self.recipe.with_coder(contender).model_copy(update={"samples": samples})
+        if self.drawn is None or self.drawn[0] != (per_expert, seed):
+            drawn = draw(recipe, self.experts[0], self.accelerator)
+            self.drawn, self.fishers = ((per_expert, seed), drawn), {}
+        return Task(recipe, self.experts, self.drawn[1], self.accelerator, self.progress)
+
+    def shared(self, task: Task) -> Fishers:
+        """Return the experts' Fishers for a row; rows on the same samples share them."""
+        block = task.recipe.fisher
+        if block not in self.fishers:
+            seconds: dict[str, float] = {}
+            with watch(self.accelerator.device) as peak, timed(seconds, "fisher"):
+                found = compute_fishers(
+                    task.recipe,
+                    self.experts,
+                    task.parts[0],
+                    self.accelerator,
+                    self.progress,
+                    None,
+                )
+            self.fishers[block] = Fishers(found, seconds["fisher"], peak.bytes)
+        return self.fishers[block]
+
+    def check(self) -> None:
+        """Find out before the first row whether every coder can work on every number of samples.
+
+        Raises:
+            InputError: If one cannot.
+        """
+        for per_expert in sorted(set(_sizes(self.recipe)), reverse=True):
+            for contender in self.recipe.contenders:
+                task = self.task(contender, per_expert, self.recipe.compare.seeds[0])
+                check(task)
+                check_steps(task)
+
+    def row(self, contender: Contender, per_expert: int, seed: int) -> Row:
+        """Code and measure.
+
+        Args:
+            contender: The coder with its settings.
+            per_expert: P'.
+            seed: Of the samples' draw.
+
+        Returns:
+            The row, as plain data.
+        """
+        task = self.task(contender, per_expert, seed)
+        shared = self.shared(task) if contender.coder == "coin" else Fishers()
+        with watch(self.accelerator.device) as peak:
+            coding = code(replace(task, fishers=shared.fishers))
+        steps = {**coding.seconds, "prepare": coding.seconds["prepare"] + shared.seconds}
+        peaks = [each for each in (peak.bytes, shared.peak_memory) if each is not None]
+        erasures = evaluate_erasures(
+            {expert.name: expert.model for expert in self.experts},
+            {contender.label: [each.model for each in coding.coded]},
+            ErasureCode(self.recipe.coding_weights),
+            self.test_sets,
+            self.experts[0].preprocessing,
+            batch_size=self.recipe.evaluation.batch_size,
+            limit=self.recipe.evaluation.limit,
+            seed=self.recipe.samples.seed,
+            accelerator=self.accelerator,
+            progress=self.progress,
+            known=self.known,
+        ).erasures
+        singles = [erasure for erasure in erasures if not erasure.beside]
+        scores = [erasure.scores[contender.label] for erasure in singles]
+        return {
+            "name": contender.label,
+            "coder": contender.coder,
+            "per_expert": per_expert,
+            "seed": seed,
+            "samples": len(task.samples),
+            "settings": _settings(self.recipe, contender),
+            "value": coding.value,
+            "choice": coding.dump_choice(),
+            "erasures": [erasure.dump() for erasure in erasures],
+            "mean_nda": average_of([score.nda for score in scores]),
+            "agreement": average_of([score.agreement for score in scores]),
+            "coding_loss": average_of([score.coding_loss for score in scores]),
+            "seconds": sum(value for step, value in steps.items() if step != "log"),
+            "steps": steps,
+            "peak_memory": max(peaks, default=None),
+            "passes": asdict(coding.passes),
+            "history": coding.history,
+            "refinements": [each.dump() for each in coding.refinements],
+        }
+
+
+def _sizes(recipe: Recipe) -> tuple[int, ...]:
+    return recipe.compare.per_expert or (recipe.samples.per_expert,)
+
+
+def _plan(recipe: Recipe) -> Iterator[tuple[Contender, int, int]]:
+    """Every row to be: seed by seed, so that few seeds give a whole table early."""
+    for per_expert in _sizes(recipe):
+        for seed in recipe.compare.seeds:
+            for contender in recipe.contenders:
+                yield contender, per_expert, seed
+
+
+def _name(contender: Contender, per_expert: int, seed: int) -> str:
+    """The file of a row; labels are told apart by their bytes."""
+    plain = "".join(c if c.isalnum() or c == "_" else f"-{ord(c):x}-" for c in contender.label)
+    return f"{plain}.{per_expert}.{seed}.json"
+
+
+def _settings(recipe: Recipe, contender: Contender) -> dict[str, Any]:
+    used = recipe.with_coder(contender)
+    said = used.dump()
+    keys = OWN.get(contender.coder, (contender.coder,))
+    own = {key: said[key] for key in keys}
+    return {"coder": contender.coder, **own, **recorded_steps(used)}
+
+
+def _kept(recipe: Recipe, folder: Path, accelerator: Accelerator) -> dict[str, Row]:
+    """Read the rows that are there; in all processes those that the main one sees."""
+    found: dict[str, Row] = {}
+    if accelerator.is_main_process:
+        for contender, per_expert, seed in _plan(recipe):
+            name = _name(contender, per_expert, seed)
+            file = folder / ROWS / name
+            if file.exists():
+                found[name] = _read(file)
+                other = first_difference(found[name]["settings"], _settings(recipe, contender))
+                if other is not None:
+                    raise InputError(
+                        f"{folder} holds rows of '{contender.label}' with other settings, "
+                        f"'{other}' differs: restore it, or give the entry another `name`"
+                    )
+    (found,) = broadcast_object_list([found])
+    return found
+
+
+def _read(file: Path) -> Row:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): remove it, and resume") from error
+
+
+def _tell(row: Row) -> None:
+    nda = "n/a" if row["mean_nda"] is None else f"{row['mean_nda']:.1f}"
+    print(
+        f"{row['name']}, P = {row['samples']}, seed {row['seed']}: NDA {nda} "
+        f"({row['seconds']:.1f} s)",
+        file=sys.stderr,
+        flush=True,
+    )

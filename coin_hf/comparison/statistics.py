@@ -1,0 +1,79 @@
+"""Rows of a comparison put together: mean and standard deviation over the seeds."""
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from coin_hf.hub.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
+
+Row = dict[str, Any]
+
+MEASURES = ("mean_nda", "agreement", "coding_loss", "seconds", "peak_memory")
+"""Numbers of a row of which the summary has mean and standard deviation."""
+
+
+def singles(row: Row) -> list[dict[str, Any]]:
+    """Return a row's erasures of one expert alone."""
+    return [erasure for erasure in row["erasures"] if not erasure["beside"]]
+
+
+def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Put the rows of all seeds together.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        For each contender and number of samples, in the rows' order: name, coder, samples, seeds,
+        `nda` by missing expert (one alone), and each of `MEASURES`, as `{mean, std}` (the standard
+        deviation of the sample, None for one seed; the mean is None where a seed has no number),
+        the passes, and the values chosen.
+    """
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["per_expert"]), []).append(row)
+    return [
+        {
+            **{key: group[0][key] for key in ("name", "coder", "per_expert", "samples")},
+            "seeds": [row["seed"] for row in group],
+            "nda": {
+                erasure["missing"]: _spread(
+                    [singles(row)[i]["scores"][row["name"]]["nda"] for row in group]
+                )
+                for i, erasure in enumerate(singles(group[0]))
+            },
+            **{key: _spread([row[key] for row in group]) for key in MEASURES},
+            "passes": group[0]["passes"],
+            "key": None if group[0]["choice"] is None else group[0]["choice"]["key"],
+            "values": [row["value"] for row in group],
+        }
+        for group in groups.values()
+    ]
+
+
+def controls(row: Row) -> dict[str, Any]:
+    """Return NDA of the controls, by missing expert and on average: no coder has a part in them.
+
+    Args:
+        row: Any row.
+
+    Returns:
+        `nda` by missing expert and `mean_nda`, by control, in percent.
+    """
+    found = {}
+    for control in (OUTPUT_AVERAGE, NO_CODED_MODEL):
+        ndas = {e["missing"]: e["scores"][control]["nda"] for e in singles(row)}
+        found[control] = {"nda": ndas, "mean_nda": average_of(list(ndas.values()))}
+    return found
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None, "std": None}
+    return {"mean": mean(known), "std": stdev(known) if len(known) > 1 else None}
+
+
+def average_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean, None where a value is not known."""
+    return _spread(values)["mean"]

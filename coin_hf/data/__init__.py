@@ -1,0 +1,1 @@
+"""Datasets as rows of inputs and labels, and the samples drawn from them."""

@@ -1,0 +1,362 @@
+"""One split of a HF dataset as rows of image and label: found by type, filtered, batched."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from coin_hf.errors import InputError
+from coin_hf.hub.client import COMMIT, local_folder, sentences
+from coin_hf.recipe.recipe import DatasetBlock
+
+SHUFFLE_BUFFER = 1000
+"""Rows of a streamed dataset among which the next one is drawn."""
+
+SHOWN = 20
+"""Class names listed in a message."""
+
+UNKNOWN = -1
+"""How datasets spell the label of a row that has none, as test splits of challenges do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, not yet decoded."""
+
+    position: int
+    """Its number in the split."""
+    label: int | None
+    encoded: dict[str, Any] | None
+    origin: str
+    """Where it lies, for messages."""
+
+    @property
+    def image(self) -> PIL.Image.Image:
+        """The decoded image.
+
+        Raises:
+            InputError: If there is none, or it cannot be decoded.
+        """
+        if self.encoded is None:
+            raise InputError(f"{self.origin} holds no image: leave that row out of the dataset")
+        try:
+            return Image().decode_example(self.encoded)
+        except (OSError, SyntaxError) as error:
+            reason = re.sub(r" <.*>", "", str(error))  # Pillow shows the object it reads from
+            raise InputError(
+                f"the image in {self.origin} is damaged ({reason}): download the dataset again, "
+                "or leave that row out"
+            ) from error
+
+    @property
+    def truth(self) -> int:
+        """The label.
+
+        Raises:
+            InputError: If it is not known.
+        """
+        if self.label is None:
+            raise InputError(
+                f"{self.origin} has no label to measure NDA with: choose a split with labels, or "
+                "a label filter that leaves such rows out"
+            )
+        return self.label
+
+
+class LabelledImages:
+    """One split of one dataset; only rows that pass the label filter exist for its users."""
+
+    def __init__(self, name: str, block: DatasetBlock, split: str, num_classes: int) -> None:
+        """Open a split.
+
+        Args:
+            name: The dataset's name in the recipe, for messages.
+            block: Where it lies, its columns and its label filter.
+            split: The split to open.
+            num_classes: K; labels must lie below it.
+
+        Raises:
+            InputError: If the dataset, its split or its columns cannot be found.
+        """
+        self.name, self.split, self.num_classes = name, split, num_classes
+        data = _open(name, block, split)
+        if data.features is None:
+            raise InputError(
+                f"dataset '{name}' does not declare its columns when streamed: "
+                f"set datasets.{name}.streaming to false"
+            )
+        self.features = dict(data.features)
+        self.image_column = self._column("image", block.image, Image)
+        if self.image_column is None:
+            raise InputError(
+                f"dataset '{name}' has no image column, only {_described(self.features)}: "
+                f"give a dataset with a column of type Image"
+            )
+        self.label_column = self._column("label", block.label, ClassLabel)
+        self.kept = self._kept(block.labels)
+        columns = [c for c in (self.image_column, self.label_column) if c]
+        # Decoded only when a row is really used, and no other column is read at all.
+        self.data = data.select_columns(columns).cast_column(self.image_column, Image(decode=False))
+
+    def check_usable_for_tests(self) -> None:
+        """Refuse a split on which no accuracy can be measured.
+
+        Raises:
+            InputError: If it has no label column, or no row passes the filter.
+        """
+        if self.label_column is None:
+            raise InputError(
+                f"dataset '{self.name}' has no label column to measure NDA with, only "
+                f"{_described(self.features)}: name one as datasets.{self.name}.label"
+            )
+        if isinstance(self.data, Dataset):
+            empty = not len(self._positions(self.data))
+        else:
+            empty = next(self._stream(), None) is None
+        if empty:
+            raise InputError(
+                f"dataset '{self.name}' has no image in its split '{self.split}' that passes its "
+                "label filter: choose another split or filter"
+            )
+
+    def draw(self, count: int, *, seed: Sequence[int]) -> list[Row]:
+        """Draw rows without replacement, with a random state of its own.
+
+        A streamed split is read from its start through a shuffle buffer of 1000 rows.
+
+        Args:
+            count: How many.
+            seed: Entropy of the draw.
+
+        Returns:
+            The rows, in the order drawn.
+
+        Raises:
+            InputError: If there are fewer.
+        """
+        rng = np.random.default_rng(list(seed))
+        if isinstance(self.data, Dataset):
+            positions = self._positions(self.data)
+            available = len(positions)
+            rows = (
+                list(self._rows_at(rng.choice(positions, count, replace=False)))
+                if count <= available
+                else []
+            )
+        else:
+            rows = list(islice(_shuffled(self._stream(), rng), count))
+            available = len(rows)
+        if available < count:
+            filtered = f" with the labels {sorted(self.kept)}" if self.kept is not None else ""
+            raise InputError(
+                f"dataset '{self.name}' has only {available} images{filtered} in its split "
+                f"'{self.split}', but {count} were asked for: ask for fewer, or choose another "
+                "split or label filter"
+            )
+        return rows
+
+    def positions(self) -> np.ndarray:
+        """Positions of all rows that pass the label filter, ascending.
+
+        Raises:
+            InputError: If the split is streamed.
+        """
+        if not isinstance(self.data, Dataset):
+            raise InputError(
+                f"dataset '{self.name}' is streamed, which has no positions: set "
+                f"datasets.{self.name}.streaming to false"
+            )
+        return self._positions(self.data)
+
+    def row(self, position: int) -> Row:
+        """Return the row at one of these positions."""
+        return next(self._rows_at(np.array([position])))
+
+    def batches(
+        self, batch_size: int, *, limit: int | None, seed: Sequence[int], shard: tuple[int, int]
+    ) -> Iterator[tuple[int, list[Row]]]:
+        """Read the split in batches, of which one process takes every n-th.
+
+        What a batch holds does not depend on the number of processes.
+
+        Args:
+            batch_size: Rows in a batch; the last may be smaller.
+            limit: At most this many rows, drawn; None for all, in their order.
+            seed: Entropy of that draw.
+            shard: This process's number and the number of processes.
+
+        Yields:
+            The batch's number and its rows.
+        """
+        rank, world = shard
+        if isinstance(self.data, Dataset):
+            positions = self._positions(self.data)
+            if limit is not None and limit < len(positions):
+                rng = np.random.default_rng(list(seed))
+                positions = np.sort(rng.choice(positions, limit, replace=False))
+            starts = range(0, len(positions), batch_size)
+            for number, start in list(enumerate(starts))[rank::world]:
+                yield number, list(self._rows_at(positions[start : start + batch_size]))
+            return
+        rows = self._stream()
+        if limit is not None:
+            rows = islice(_shuffled(rows, np.random.default_rng(list(seed))), limit)
+        number = 0
+        while batch := list(islice(rows, batch_size)):
+            if number % world == rank:
+                yield number, batch
+            number += 1
+
+    def _column(self, what: str, given: str | None, kind: type) -> str | None:
+        """Find a column by its type, or check the one the recipe names."""
+        fitting = [name for name, feature in self.features.items() if isinstance(feature, kind)]
+        if given is not None:
+            integer = isinstance(self.features.get(given), Value) and "int" in str(
+                self.features[given].dtype
+            )
+            if given in fitting or (kind is ClassLabel and integer):
+                return given
+            raise InputError(
+                f"dataset '{self.name}' has no {what} column '{given}': its columns are "
+                f"{_described(self.features)}"
+            )
+        if len(fitting) > 1:
+            raise InputError(
+                f"dataset '{self.name}' has several {what} columns ({', '.join(fitting)}): "
+                f"name one as datasets.{self.name}.{what}"
+            )
+        return fitting[0] if fitting else None
+
+    def _kept(self, wanted: Sequence[int | str] | None) -> set[int] | None:
+        """Translate the label filter to class numbers."""
+        if wanted is None:
+            return None
+        if self.label_column is None:
+            raise InputError(
+                f"dataset '{self.name}' has a label filter but no label column: its columns are "
+                f"{_described(self.features)}; name one as datasets.{self.name}.label"
+            )
+        names = getattr(self.features[self.label_column], "names", None) or []
+        kept = set()
+        for label in wanted:
+            if isinstance(label, str) and label not in names:
+                shown = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
+                raise InputError(
+                    f"dataset '{self.name}' has no class '{label}': its classes are "
+                    f"{', '.join(shown) or 'not named, use numbers'}"
+                )
+            kept.add(names.index(label) if isinstance(label, str) else label)
+        return kept
+
+    def _positions(self, data: Dataset) -> np.ndarray:
+        """Positions of the rows that pass the label filter, ascending."""
+        if self.label_column is None:
+            return np.arange(len(data))
+        labels = np.array([_known(label) for label in data[self.label_column][:]], dtype=np.int64)
+        kept = np.arange(len(data))
+        if self.kept is not None:
+            kept = np.flatnonzero(np.isin(labels, sorted(self.kept)))
+        wrong = kept[(labels[kept] < UNKNOWN) | (labels[kept] >= self.num_classes)]
+        if len(wrong):
+            self._check_label(int(labels[wrong[0]]), int(wrong[0]))
+        return kept
+
+    def _rows_at(self, positions: np.ndarray) -> Iterator[Row]:
+        columns = self.data[positions.tolist()]
+        images = columns[self.image_column]
+        labels = columns[self.label_column] if self.label_column else [None] * len(images)
+        for position, image, label in zip(positions.tolist(), images, labels, strict=True):
+            yield self._row(position, _known(label), image)
+
+    def _stream(self) -> Iterator[Row]:
+        for position, columns in enumerate(self.data):
+            label = _known(columns[self.label_column] if self.label_column else None)
+            if self.kept is None or label in self.kept:
+                self._check_label(label, position)
+                yield self._row(position, label, columns[self.image_column])
+
+    def _row(self, position: int, label: int, image: dict[str, Any] | None) -> Row:
+        origin = f"row {position} of the split '{self.split}' of dataset '{self.name}'"
+        return Row(position, None if label == UNKNOWN else label, image, origin)
+
+    def _check_label(self, label: int, position: int) -> None:
+        if not UNKNOWN <= label < self.num_classes:
+            raise InputError(
+                f"dataset '{self.name}' has the label {label} in row {position} of '{self.split}', "
+                f"but the experts know {self.num_classes} classes (0 to {self.num_classes - 1}): "
+                "give the dataset they were fine-tuned on, or filter its labels"
+            )
+
+
+def _open(name: str, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
+    folder = local_folder(block.path)
+    try:
+        if folder is not None and _saved_to_disk(folder):
+            saved = datasets.load_from_disk(str(folder))
+            if not isinstance(saved, Mapping):
+                saved = {str(saved.split or "train"): saved}
+            if split not in saved:
+                raise ValueError(f"Unknown split '{split}', expected one of {list(saved)}")
+            saved = saved[split]
+            return saved.to_iterable_dataset() if block.streaming else saved
+        with sentences(block.path, block.revision, "dataset"):
+            data = datasets.load_dataset(
+                block.path if folder is None else str(folder),
+                block.config,
+                split=split,
+                revision=block.revision if folder is None else None,
+                streaming=block.streaming,
+            )
+            if folder is None and not _is_commit(data, block.revision):
+                raise LocalEntryNotFoundError("the cache holds another commit")
+        return data
+    except InputError:
+        raise
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error
+        raise InputError(
+            f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
+            f"{' '.join(str(cause).split())[:300]}"
+        ) from error
+
+
+def _known(label: int | None) -> int:
+    """Write a label that is absent as `UNKNOWN`."""
+    return UNKNOWN if label is None else label
+
+
+def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
+    """Say whether a Hub dataset is of the commit asked for.
+
+    Without a network, `datasets` takes the newest commit in its cache, whichever was asked for.
+    """
+    if revision is None or not COMMIT.fullmatch(revision) or not isinstance(data, Dataset):
+        return True
+    return all(Path(file["filename"]).parent.name == revision for file in data.cache_files)
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _described(features: Mapping[str, Any]) -> str:
+    kinds = {name: getattr(f, "dtype", None) or type(f).__name__ for name, f in features.items()}
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+
+
+def _shuffled(rows: Iterator[Row], rng: np.random.Generator) -> Iterator[Row]:
+    """Yield rows in random order, from a buffer that is refilled as they leave."""
+    buffer = list(islice(rows, SHUFFLE_BUFFER))
+    for row in rows:
+        j = int(rng.integers(len(buffer)))
+        yield buffer[j]
+        buffer[j] = row
+    yield from (buffer[j] for j in rng.permutation(len(buffer)))

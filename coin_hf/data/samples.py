@@ -1,0 +1,101 @@
+"""The P unlabeled inputs: a seeded draw from each expert's own data, pooled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coin_hf.data.images import LabelledImages
+from coin_hf.errors import InputError
+from coin_hf.experts.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """P inputs, pooled over the experts' datasets in their order."""
+
+    inputs: Tensor
+    """Preprocessed images, shape (P, C, H, W)."""
+    labels: Tensor | None
+    """Classes, shape (P,), used only to choose lambda; None where a dataset has no labels."""
+    sources: Tensor
+    """For each input the number of its draw, shape (P,): by default the expert's."""
+    rows: tuple[tuple[int, ...], ...]
+    """For each draw its rows: positions in the dataset's split."""
+
+    def __len__(self) -> int:
+        """Return P."""
+        return len(self.inputs)
+
+    def split(self, share: float) -> tuple["Samples", "Samples"]:
+        """Set aside a share of each expert's samples, the last ones drawn.
+
+        Args:
+            share: How much to set aside, in [0, 1); rounded down to whole samples.
+
+        Returns:
+            The samples that stay and those set aside; with share 0 all of them, twice: what is
+            chosen is then chosen on the samples themselves, the paper's way.
+
+        Raises:
+            InputError: If a positive share comes to no sample, or leaves none.
+        """
+        if share == 0:
+            return self, self
+        aside = [int(round(share * len(rows), 9)) for rows in self.rows]
+        if not all(0 < n < len(rows) for n, rows in zip(aside, self.rows, strict=True)):
+            raise InputError(
+                f"samples.held_out = {share:g} of {min(map(len, self.rows))} samples per expert "
+                "leaves one part empty: raise `samples.per_expert`"
+            )
+        kept = [len(rows) - n for rows, n in zip(self.rows, aside, strict=True)]
+        return (
+            self._take([slice(0, n) for n in kept]),
+            self._take([slice(n, None) for n in kept]),
+        )
+
+    def _take(self, parts: Sequence[slice]) -> "Samples":
+        """Keep a part of each expert's samples."""
+        numbers = torch.arange(len(self)).split([len(rows) for rows in self.rows])
+        kept = torch.cat([n[part] for n, part in zip(numbers, parts, strict=True)])
+        return Samples(
+            inputs=self.inputs[kept],
+            labels=None if self.labels is None else self.labels[kept],
+            sources=self.sources[kept],
+            rows=tuple(rows[part] for rows, part in zip(self.rows, parts, strict=True)),
+        )
+
+
+def draw_samples(
+    datasets: Sequence[LabelledImages],
+    preprocessing: Preprocessing,
+    *,
+    per_expert: int,
+    seed: int,
+) -> Samples:
+    """Draw P' rows from each dataset.
+
+    Draw i is seeded by (seed, i): it does not change when others join.
+
+    Args:
+        datasets: One for each draw, in order; the same one may come twice.
+        preprocessing: The experts' common preprocessing.
+        per_expert: P'.
+        seed: The recipe's seed.
+
+    Returns:
+        P = N * P' samples.
+
+    Raises:
+        InputError: If a dataset has fewer rows.
+    """
+    drawn = [data.draw(per_expert, seed=(seed, i)) for i, data in enumerate(datasets)]
+    pooled = [row for rows in drawn for row in rows]
+    labels = [row.label for row in pooled]
+    return Samples(
+        inputs=torch.stack([preprocessing(row.image) for row in pooled]),  # (P, C, H, W)
+        labels=None if None in labels else torch.tensor(labels),
+        sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
+        rows=tuple(tuple(row.position for row in rows) for rows in drawn),
+    )

@@ -1,0 +1,1 @@
+"""The demo: two experts on real digits, coded and decoded."""

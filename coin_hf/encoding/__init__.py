@@ -1,0 +1,1 @@
+"""From a recipe to coded models: experts, samples, a fitted coder, refinement."""

@@ -1,0 +1,113 @@
+"""Choose a coder's one number on the samples: by NDA where they have labels, else by agreement."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coin_hf.data.samples import Samples
+from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.patterns import erasure_patterns
+from coin_hf.evaluation.erasures import coding_errors, decode_missing, score
+
+LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""What `lam: auto` chooses from, the decades of arXiv:2409.01420."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, by which measure, and what every candidate scored."""
+
+    value: float
+    by: str
+    """`nda` or `agreement`, on the samples, averaged over the missing experts."""
+    samples: int
+    """How many samples decided."""
+    scores: tuple[dict[str, float], ...]
+    """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
+
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"by": self.by, "samples": self.samples, "scores": list(self.scores)}
+
+
+def choose(
+    candidates: Sequence[float],
+    coded_logits: Callable[[float], Sequence[Tensor]],
+    expert_logits: Sequence[Tensor],
+    samples: Samples,
+    code: ErasureCode,
+    *,
+    own: Sequence[Tensor] | None = None,
+) -> Choice:
+    """Try each candidate on the samples and keep the best, one value for all coded models.
+
+    Every pattern of up to M missing experts is tried, each expert missing in it judged on the
+    samples drawn from its own data, as in evaluation; the measures are averaged over those.
+    Equal ones are told apart by the smaller coding loss, then by order.
+
+    Args:
+        candidates: The values to try, at least one.
+        coded_logits: Gives the M coded models' logits, each (P, K), on the samples for a value;
+            called once for each, one forward pass of each model.
+        expert_logits: Logits of the N experts on the samples, each (P, K), computed once.
+        samples: The samples, or the part held out for this.
+        code: The erasure code.
+        own: For each expert which samples it is judged on, shape (P,), true or false; by default
+            those of the draw with its number.
+
+    Returns:
+        The choice.
+    """
+    if own is None:
+        own = [samples.sources == i for i in range(len(expert_logits))]
+    scores = [
+        {"value": value, **measure(coded_logits(value), expert_logits, samples, code, own=own)}
+        for value in candidates
+    ]
+    by = "nda" if all("nda" in entry for entry in scores) else "agreement"
+    best = max(scores, key=lambda entry: (entry[by], -entry["coding_loss"]))
+    return Choice(best["value"], by, len(samples), tuple(scores))
+
+
+def measure(
+    coded: Sequence[Tensor],
+    experts: Sequence[Tensor],
+    samples: Samples,
+    code: ErasureCode,
+    *,
+    own: Sequence[Tensor],
+) -> dict[str, float]:
+    """Measure coded models on the samples.
+
+    Args:
+        coded: Logits of the M coded models on them, each (P, K).
+        experts: Those of the N experts, each (P, K).
+        samples: The samples.
+        code: The erasure code.
+        own: For each expert which samples it is judged on, shape (P,).
+
+    Returns:
+        `nda` (percent, where there are labels), `agreement` and `coding_loss`, averaged over the
+        patterns of missing experts.
+    """
+    found = []
+    for pattern in erasure_patterns(len(experts), code.coded)[0]:
+        for i in pattern:
+            mine = own[i]
+            logits, c = [expert[mine] for expert in experts], [each[mine] for each in coded]
+            decoded = decode_missing(pattern, logits, {"coded": c}, code)["coded"][i]
+            labels = None if samples.labels is None else samples.labels[mine]
+            errors = coding_errors(logits, c, code)
+            found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
+    ndas = [each.nda for each in found]
+    known = {} if None in ndas else {"nda": _mean(ndas)}
+    return known | {
+        key: _mean([getattr(each, key) for each in found]) for key in ("agreement", "coding_loss")
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    return torch.tensor(values, dtype=torch.float64).mean().item()

@@ -1,0 +1,78 @@
+"""Coding weights: valid, or refused with the reason."""
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Rows: TypeAlias = tuple[tuple[float, ...], ...]
+"""Coding weights of M coded models for N experts, shape (M, N)."""
+Betas: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
+"""Coding weights as people write them: shape (N,) for one coded model, (M, N) for several."""
+
+
+def rows_of(betas: Betas) -> Rows:
+    """Return coding weights as a matrix.
+
+    Args:
+        betas: Shape (N,) or (M, N).
+
+    Returns:
+        Shape (M, N); M = 1 for a flat list.
+
+    Raises:
+        ValueError: If numbers and rows are mixed.
+
+    Example:
+        >>> rows_of([0.5, 0.5])
+        ((0.5, 0.5),)
+    """
+    nested = [isinstance(row, Sequence) for row in betas]
+    if nested and all(nested):
+        return tuple(tuple(float(beta) for beta in row) for row in betas)  # type: ignore[union-attr]  # each is a row
+    if any(nested):
+        raise ValueError(
+            f"betas mixes numbers and rows ({list(betas)}): give N numbers for one coded model, or "
+            "one row of N numbers for each coded model"
+        )
+    return (tuple(float(beta) for beta in betas),)  # type: ignore[arg-type]  # each is a number
+
+
+def written(rows: Rows) -> list[float] | list[list[float]]:
+    """Return a matrix of coding weights as people write it: flat for one coded model.
+
+    Args:
+        rows: Shape (M, N).
+
+    Returns:
+        Plain lists, the inverse of `rows_of`.
+    """
+    return list(rows[0]) if len(rows) == 1 else [list(row) for row in rows]
+
+
+def check_betas(betas: Betas, experts: int) -> None:
+    """Check coding weights against the number of experts, each row by itself.
+
+    Whether several rows form a code is checked by `coin_hf.erasure.amplification.check_code`.
+
+    Args:
+        betas: Coding weights, shape (N,) or (M, N).
+        experts: N.
+
+    Raises:
+        ValueError: If there are not N in a row, one is not positive, or a row does not sum to 1.
+    """
+    rows = rows_of(betas)
+    for number, row in enumerate(rows):
+        _check_row("betas" if len(rows) == 1 else f"row {number} of betas", row, experts)
+
+
+def _check_row(name: str, betas: Sequence[float], experts: int) -> None:
+    shown = ", ".join(f"{beta:.10g}" for beta in betas)
+    if len(betas) != experts:
+        raise ValueError(
+            f"{name} has {len(betas)} values ({shown}) for {experts} experts: give one for each"
+        )
+    if not all(math.isfinite(beta) and beta > 0 for beta in betas):
+        raise ValueError(f"{name} must all be positive, got {shown}")
+    if abs(math.fsum(betas) - 1) > 1e-6:
+        raise ValueError(f"{name} must sum to 1, but {shown} sum to {math.fsum(betas):.10g}")

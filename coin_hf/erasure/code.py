@@ -1,0 +1,290 @@
+"""The erasure code: M coded answers and the answers that came give up to M missing ones."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coin_hf.erasure.amplification import BAD, amplification, check_code, worst_amplification
+from coin_hf.erasure.betas import Betas, rows_of, written
+from coin_hf.erasure.design import design
+
+
+class ErasureCode:
+    r"""A code with M parity symbols over the outputs of N experts.
+
+        encode   f_c     = sum_i beta_ci f_i                        for each coded model c
+        decode   fhat_E  = argmin sum_c w_c || f_c - sum_i beta_ci f_i ||^2  over the missing f_E
+
+    where the sum goes over the coded models that answered. With as many of them as missing
+    experts it is the exact solution of a square system; for one of each,
+    fhat_i = (f_c - sum_{j != i} beta_j f_j) / beta_i. With more, it is weighted least squares,
+    w_c = 1 / (coding loss of c): an answer known to be poor counts less. With exact f_c every
+    decoding is exact; the error of approximate ones is multiplied by at most `amplification`.
+    Sources: arXiv:2409.01420, eqs. (1)-(3), for M = 1.
+
+    Example:
+        >>> import torch
+        >>> code = ErasureCode([0.25, 0.75])
+        >>> outputs = [torch.tensor([[4.0]]), torch.tensor([[8.0]])]
+        >>> coded = code.encode(outputs)
+        >>> code.decode({0: outputs[0]}, coded)
+        {1: tensor([[8.]])}
+    """
+
+    def __init__(self, betas: Betas, *, losses: Sequence[float] | None = None) -> None:
+        """Take the coding weights; warn where they amplify errors 1000 times or more.
+
+        Args:
+            betas: Shape (N,) for one coded model or (M, N), N >= 2, positive, each row summing to
+                1 (within 1e-6; kept as given), every square part invertible.
+            losses: Measured coding loss of each coded model, shape (M,), not negative, all in one
+                unit; None where they are not known, then all weigh the same.
+
+        Raises:
+            ValueError: If the betas are not such, or the losses are not M such numbers.
+        """
+        self.rows = rows_of(betas)
+        """Coding weights, shape (M, N)."""
+        self.experts, self.coded = len(self.rows[0]), len(self.rows)
+        if self.experts < 2:
+            raise ValueError(f"an erasure code needs at least 2 experts, got {self.experts}")
+        check_code(self.rows)
+        if losses is not None and (
+            len(losses) != self.coded or not all(0 <= loss < float("inf") for loss in losses)
+        ):
+            raise ValueError(
+                f"losses must be {self.coded} finite numbers >= 0, one for each coded model, got "
+                f"{list(losses)}"
+            )
+        self.losses = None if losses is None else tuple(float(loss) for loss in losses)
+        worst = worst_amplification(self.rows)
+        if worst >= BAD:
+            warnings.warn(
+                f"these betas are badly conditioned: decoding multiplies a coded model's error by "
+                f"up to {worst:.3g}; compare `coin-hf code --experts {self.experts} --coded "
+                f"{self.coded}`",
+                stacklevel=2,
+            )
+
+    @classmethod
+    def design(cls, n: int, m: int = 1) -> "ErasureCode":
+        """Return a code for n experts and m coded models with small worst amplification.
+
+        Args:
+            n: Number of experts, at least 2.
+            m: Number of coded models, at least 1.
+
+        Returns:
+            Equal weights for m = 1, else the matrix of `coin_hf.erasure.design.design`.
+        """
+        return cls(design(n, m))
+
+    @property
+    def betas(self) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+        """The coding weights as one writes them: shape (N,) for M = 1, else (M, N)."""
+        return self.rows[0] if self.coded == 1 else self.rows
+
+    def __repr__(self) -> str:
+        """Show the betas."""
+        return f"ErasureCode({written(self.rows)})"
+
+    def amplification(
+        self, missing: int | Sequence[int], coded: Sequence[int] | None = None
+    ) -> float:
+        """Return sigma_max of the inverse that decoding applies: the largest growth of an error.
+
+        Args:
+            missing: Number of the missing expert, or numbers of several.
+            coded: Numbers of the coded models that answer; by default all.
+
+        Returns:
+            1 / sigma_min of the betas of those coded models for those experts, a Euclidean norm
+            over the experts; 1 / beta_i for one of each.
+
+        Raises:
+            ValueError: If a number is out of range, or fewer coded models answer than experts are
+                missing.
+        """
+        lost = _numbers([missing] if isinstance(missing, int) else missing)
+        there = tuple(range(self.coded)) if coded is None else _numbers(coded)
+        self._check_numbers(lost, there)
+        if not lost:
+            return 0.0
+        if len(lost) > len(there):
+            raise ValueError(f"{len(there)} coded models cannot replace experts {list(lost)}")
+        return amplification(self.rows, lost, there)
+
+    def worst_amplification(self) -> float:
+        """Return the largest amplification over all ways to lose at most M of the N + M networks.
+
+        Returns:
+            The maximum of `amplification(missing, coded)`.
+        """
+        return worst_amplification(self.rows)
+
+    def encode(self, outputs: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Code the experts' answers.
+
+        Args:
+            outputs: N tensors of equal shape, such as logits (B, K), in the experts' order.
+
+        Returns:
+            `{c: sum_i beta_ci f_i}`: coded answers by the number of their coded model.
+
+        Raises:
+            ValueError: If there are not N outputs.
+        """
+        if len(outputs) != self.experts:
+            raise ValueError(f"expected the outputs of {self.experts} experts, got {len(outputs)}")
+        answers = dict(enumerate(outputs))
+        dtype = outputs[0].dtype
+        return {c: _weighted_sum(answers, row).to(dtype) for c, row in enumerate(self.rows)}
+
+    def decode(
+        self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Compute the missing answers, on the tensors' device, in float32 or wider.
+
+        Args:
+            experts: The answers that came, by expert number, tensors of equal shape (B, K).
+            coded: The coded answers that came, by the number of their coded model, of that shape;
+                may be empty when nothing is missing.
+
+        Returns:
+            The missing answers by expert number, in the answers' dtype; empty when none is
+            missing.
+
+        Raises:
+            ValueError: If a number is out of range, shapes differ, or fewer coded answers came
+                than experts are missing.
+        """
+        missing = tuple(i for i in range(self.experts) if i not in experts)
+        there = _numbers(coded)
+        self._check_numbers(_numbers(experts), there)
+        if not missing:
+            return {}
+        if len(there) < len(missing):
+            raise ValueError(
+                f"cannot decode experts {list(missing)} from experts {sorted(experts)} and coded "
+                f"models {list(there)}: one coded model replaces one missing expert"
+            )
+        _check_shapes(experts, coded)
+        dtype = coded[there[0]].dtype
+        rests = {c: self._rest(c, experts, coded[c]) for c in there}
+        if len(missing) == len(there) == 1:
+            c, i = there[0], missing[0]
+            return {i: (rests[c] / self.rows[c][i]).to(dtype)}
+        matrix = self._decoder(missing, there)
+        return {
+            i: _weighted_sum(rests, dict(zip(there, row, strict=True))).to(dtype)
+            for i, row in zip(missing, matrix, strict=True)
+        }
+
+    def residual(self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> Tensor:
+        """Check complete answers against the coded ones: large where an answer is corrupted.
+
+            r^2 = mean over c of ||f_c - sum_i beta_ci f_i||^2 / (coding loss of c)
+
+        It notices a corrupted answer and does not say whose it is. On answers as good as those
+        on which the losses were measured, r^2 is 1 on average.
+
+        Args:
+            experts: The answers of all N experts by number, tensors of equal shape (B, K).
+            coded: At least one coded answer by number, of that shape.
+
+        Returns:
+            r, shape (B,), in float32 or wider; in units of logits where the losses are unknown.
+
+        Raises:
+            ValueError: If an expert's answer is missing, no coded one came, a number is out of
+                range or shapes differ.
+        """
+        there = _numbers(coded)
+        self._check_numbers(_numbers(experts), there)
+        if len(experts) < self.experts or not there:
+            raise ValueError(
+                f"the check needs the answers of all {self.experts} experts and one coded model, "
+                f"got experts {sorted(experts)} and coded models {list(there)}"
+            )
+        _check_shapes(experts, coded)
+        total = None
+        for c in there:
+            loss = 1.0 if self.losses is None else max(self.losses[c], 1e-30)
+            square = self._rest(c, experts, coded[c]).square().flatten(1).sum(1) / loss  # (B,)
+            total = square if total is None else total + square
+        assert total is not None  # at least one coded answer came
+        return (total / len(there)).sqrt()
+
+    def _rest(self, c: int, experts: Mapping[int, Tensor], answer: Tensor) -> Tensor:
+        """Return f_c - sum beta_ci f_i over the experts that came: what the missing ones add."""
+        if not experts:
+            return _wide(answer)
+        return _wide(answer) - _weighted_sum(experts, self.rows[c])
+
+    @torch.compiler.assume_constant_result  # numbers that depend on the pattern alone
+    def _decoder(
+        self, missing: tuple[int, ...], there: tuple[int, ...]
+    ) -> tuple[tuple[float, ...], ...]:
+        """Return the matrix from the coded models' rests to the missing answers, in float64.
+
+        (W^1/2 A)^+ W^1/2 with A = B[C, E]; the inverse of A where it is square.
+        """
+        part = np.array([[self.rows[c][i] for i in missing] for c in there])  # (C, E)
+        if len(missing) == len(there):
+            solved = np.linalg.inv(part)
+        else:
+            root = np.array([self._root_weight(c) for c in there])
+            solved = np.linalg.pinv(root[:, None] * part) * root
+        return tuple(tuple(row) for row in solved.tolist())
+
+    def _root_weight(self, c: int) -> float:
+        """Return 1 / sqrt(coding loss), relative to the worst; bounded, a loss may be 0."""
+        if self.losses is None or max(self.losses) == 0:
+            return 1.0
+        return float((max(self.losses) / max(self.losses[c], 1e-12 * max(self.losses))) ** 0.5)
+
+    def _check_numbers(self, experts: Sequence[int], coded: Sequence[int]) -> None:
+        for what, numbers, size in (
+            ("expert", experts, self.experts),
+            ("coded model", coded, self.coded),
+        ):
+            for number in numbers:
+                if not 0 <= number < size:
+                    raise ValueError(
+                        f"there is no {what} {number}: they are numbered 0 to {size - 1}"
+                    )
+
+
+def _numbers(answers: Mapping[int, Tensor] | Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(answers))
+
+
+def _check_shapes(experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> None:
+    """Refuse answers of different shapes, which would be broadcast to something wrong."""
+    expected = next(iter(coded.values())).shape
+    for what, answers in (("expert", experts), ("coded model", coded)):
+        for number, answer in answers.items():
+            if answer.shape != expected:
+                raise ValueError(
+                    f"the answer of {what} {number} has shape {tuple(answer.shape)}, expected "
+                    f"{tuple(expected)} as the others"
+                )
+
+
+def _wide(output: Tensor) -> Tensor:
+    """Widen half precision: decoding would amplify its rounding at every step."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def _weighted_sum(
+    outputs: Mapping[int, Tensor], weights: Sequence[float] | Mapping[int, float]
+) -> Tensor:
+    """Sum w_i f_i over the answers present, in their order, in float32 or better."""
+    first, *rest = sorted(outputs)
+    total = weights[first] * _wide(outputs[first])
+    for i in rest:
+        total = total + weights[i] * _wide(outputs[i])
+    return total

@@ -1,0 +1,1 @@
+"""Decode every erasure and score it beside its controls."""

@@ -1,0 +1,1 @@
+"""Experts and coded models: networks with their origin, preprocessing and class names."""

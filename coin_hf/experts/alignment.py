@@ -1,0 +1,123 @@
+"""Experts can be coded together only if the same x means the same tensor and the same theta."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from coin_hf.errors import InputError
+from coin_hf.experts.expert import Expert
+
+SHOWN = 10
+"""Names listed where the architectures differ anyway; all of them are listed where they agree."""
+
+
+def check_alignment(experts: Sequence[Expert]) -> None:
+    """Compare every expert with the first one.
+
+    Args:
+        experts: At least two experts.
+
+    Raises:
+        InputError: If architecture, number of classes, preprocessing, or a parameter's or
+            buffer's name, shape or dtype differs; all differences are listed at once.
+    """
+    first, *others = experts
+    differences = [line for other in others for line in _differences(first, other)]
+    if differences:
+        raise InputError(
+            "the experts cannot be coded together, they differ in:\n  - "
+            + "\n  - ".join(differences)
+            + "\nuse experts fine-tuned from one foundation, with one head size and preprocessing"
+        )
+
+
+def check_foundation(foundation: Expert, expert: Expert) -> None:
+    """Check that an expert's parameters can be differences from a foundation's.
+
+    Args:
+        foundation: The network from which it was fine-tuned.
+        expert: The expert.
+
+    Raises:
+        InputError: If a parameter's name or shape differs; all differences are listed at once.
+    """
+    ours, theirs = foundation.parameters, expert.parameters
+    faults = [
+        f"only {who} has {_list(names, SHOWN)}"
+        for who, names in (
+            ("the foundation", [name for name in ours if name not in theirs]),
+            (f"'{expert.name}'", [name for name in theirs if name not in ours]),
+        )
+        if names
+    ]
+    faults += [
+        f"'{name}' has shape {tuple(value.shape)} in the foundation, {tuple(theirs[name].shape)} "
+        f"in '{expert.name}'"
+        for name, value in ours.items()
+        if name in theirs and value.shape != theirs[name].shape
+    ]
+    if faults:
+        raise InputError(
+            f"the foundation {foundation.repo} does not match the experts: {'; '.join(faults)}; "
+            "give the network they were fine-tuned from, with the head they started with"
+        )
+
+
+def differing_statistics(experts: Sequence[Expert]) -> list[str]:
+    """Name the floating buffers (BatchNorm statistics) that are not equal in all experts.
+
+    Args:
+        experts: Aligned experts.
+
+    Returns:
+        Buffer names, in the network's order.
+    """
+    first, *others = experts
+    buffers = [other.buffers for other in others]
+    return [
+        name
+        for name, value in first.buffers.items()
+        if value.is_floating_point() and any(not torch.equal(value, b[name]) for b in buffers)
+    ]
+
+
+def _differences(a: Expert, b: Expert) -> Iterable[str]:
+    if a.library != b.library:
+        yield f"library: '{a.name}' is {a.library}, '{b.name}' is {b.library}"
+        return
+    yield from _compare("architecture", a, a.architecture, b, b.architecture)
+    if a.num_classes != b.num_classes:
+        yield f"classes: '{a.name}' has {a.num_classes}, '{b.name}' has {b.num_classes}"
+    yield from _compare("preprocessing", a, a.preprocessing.settings, b, b.preprocessing.settings)
+    state_a, state_b = a.model.state_dict(), b.model.state_dict()
+    shown = SHOWN if a.architecture != b.architecture else None
+    for one, other, held, lacked in ((a, b, state_a, state_b), (b, a, state_b, state_a)):
+        names = [name for name in held if name not in lacked]
+        if names:
+            yield f"parameters: only '{one.name}', not '{other.name}', has {_list(names, shown)}"
+    faults = [
+        f"'{name}' is {_form(value)} in '{a.name}', {_form(state_b[name])} in '{b.name}'"
+        for name, value in state_a.items()
+        if name in state_b and _form(value) != _form(state_b[name])
+    ]
+    if faults:
+        yield f"parameters: {_list(faults, shown, quote='')}"
+
+
+def _compare(
+    what: str, a: Expert, of_a: dict[str, Any], b: Expert, of_b: dict[str, Any]
+) -> Iterable[str]:
+    for key in sorted(of_a.keys() | of_b.keys()):
+        left, right = of_a.get(key), of_b.get(key)
+        if left != right:
+            yield f"{what}, {key}: '{a.name}' has {left}, '{b.name}' has {right}"
+
+
+def _form(value: torch.Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _list(items: Sequence[str], shown: int | None, quote: str = "'") -> str:
+    left = f" and {len(items) - shown} more" if shown and len(items) > shown else ""
+    return ", ".join(f"{quote}{item}{quote}" for item in items[:shown]) + left

@@ -1,0 +1,118 @@
+"""Make experts: train with BatchNorm left alone, write the network as a timm repository."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from coin_hf.networks.logits import call
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Inputs (B, C, H, W) and classes (B,)."""
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep BatchNorm's statistics and parameters as they are, as arXiv:2409.01420 advises.
+
+    Experts whose statistics went apart cannot be averaged well. The modules stay what they are:
+    they are put in eval mode, which holds until somebody calls `model.train()`.
+
+    Args:
+        model: The network.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+
+
+def fit(
+    model: nn.Module,
+    batches_of: Callable[[int], Batches],
+    *,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    batches: int,
+    title: str,
+    accelerator: Any = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> None:
+    """Train on cross entropy with AdamW, in the mode the model is in, in place.
+
+    Args:
+        model: A classifier on its device; parameters that require no gradient stay.
+        batches_of: The batches of an epoch, counted from 0; with an accelerator this process's.
+        epochs: How many.
+        lr: Learning rate, constant.
+        weight_decay: AdamW's.
+        batches: Batches of an epoch, for the progress bar.
+        title: What the bar says.
+        accelerator: Averages gradients over its processes, in its mixed precision.
+        on_epoch: Called after each epoch with its number, from 1.
+    """
+    trained: Any = model
+    optimizer: Any = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=lr,
+        weight_decay=weight_decay,
+    )
+    if accelerator is not None:
+        trained, optimizer = accelerator.prepare(model, optimizer)
+    silent = accelerator is not None and not accelerator.is_main_process
+    with tqdm(total=epochs * batches, desc=title, unit="batch", disable=silent) as bar:
+        for epoch in range(epochs):
+            for x, y in batches_of(epoch):
+                optimizer.zero_grad()
+                loss = cross_entropy(call(trained, x), y)
+                if accelerator is None:
+                    loss.backward()
+                else:
+                    accelerator.backward(loss)
+                optimizer.step()
+                bar.update()
+            if on_epoch is not None:
+                on_epoch(epoch + 1)
+
+
+def write_timm(
+    folder: Path,
+    model: nn.Module,
+    architecture: str,
+    *,
+    label_names: Sequence[str],
+    pretrained_cfg: dict[str, Any],
+    card: str,
+    model_args: dict[str, Any] | None = None,
+) -> None:
+    """Write a network as a timm repository: weights, config.json, card.
+
+    Args:
+        folder: Where to; it must not exist.
+        model: The network.
+        architecture: timm's name of its architecture.
+        label_names: The classes' names, K of them.
+        pretrained_cfg: Size, mean, standard deviation, interpolation, crop.
+        card: The text of README.md.
+        model_args: Further arguments of `timm.create_model`.
+    """
+    folder.mkdir(parents=True)
+    config = {
+        "architecture": architecture,
+        "num_classes": len(label_names),
+        "label_names": list(label_names),
+        "pretrained_cfg": pretrained_cfg,
+        **({"model_args": model_args} if model_args else {}),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "README.md").write_text(card, encoding="utf-8")

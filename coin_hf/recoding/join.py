@@ -1,0 +1,120 @@
+"""An expert that joins a coded repository: checked against it, its Fisher read or computed."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from coin_hf.encoding.inputs import compute_fisher, draw
+from coin_hf.errors import InputError
+from coin_hf.experts.alignment import check_alignment
+from coin_hf.experts.coded_model import as_stored
+from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.hub.client import fetch, pin
+from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
+from coin_hf.recipe.recipe import ExpertBlock, Recipe
+from coin_hf.repository.fisher_files import (
+    check_fisher,
+    draws_of,
+    fisher_metadata,
+    fisher_path,
+    samples_hash,
+    write_fisher,
+)
+from coin_hf.repository.mapped_tensors import weights_in
+from coin_hf.repository.records import environment
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What is known of an expert that joins."""
+
+    library: str
+    license: str | None
+    source: Path | None
+    """The file that holds its Fisher, if it was made before."""
+    fisher: Mapping[str, Tensor]
+    metadata: dict[str, str]
+
+    def write_fisher(self, place: Path) -> None:
+        """Write its Fisher.
+
+        Args:
+            place: The file.
+        """
+        if self.source is not None:
+            shutil.copyfile(self.source, place)
+        else:
+            write_fisher(place, self.fisher, self.metadata)
+
+
+def join(
+    folder: Path,
+    coin: Mapping[str, Any],
+    recipe: Recipe,
+    block: ExpertBlock,
+    published: str | None,
+    *,
+    progress: bool,
+) -> Joined:
+    """Load an expert, check it against the coded model, and get its Fisher.
+
+    Args:
+        folder: The coded repository.
+        coin: The content of its `coin.json`.
+        recipe: The new recipe, whose draws are those of the repository.
+        block: The expert's entry in it.
+        published: Hub id or folder that holds its Fisher; None to compute it.
+        progress: Show a bar on stderr.
+
+    Returns:
+        What is known of it.
+
+    Raises:
+        InputError: If it does not fit, or its Fisher was taken on other samples, or the datasets do
+            not hold the recorded rows.
+    """
+    expert = load_expert(
+        block.model, revision=block.revision, library=block.library, name=block.label
+    )
+    check_alignment([load_expert(str(folder), name="coded model"), expert])
+    if published is not None:
+        return _published(published, expert, coin)
+    accelerator = Accelerator()
+    samples = draw(recipe, expert, accelerator)
+    recorded = coin["samples"]["rows"]
+    if [list(rows) for rows in samples.rows] != list(recorded.values()):
+        raise InputError(
+            "the datasets no longer give the samples that the coded model records: restore their "
+            "revisions, or encode from a recipe"
+        )
+    fitting, _ = samples.split(recipe.samples.held_out)
+    found = compute_fisher(recipe, expert, fitting, accelerator, progress)
+    metadata = fisher_metadata(
+        model=expert.repo,
+        revision=expert.revision,
+        draws=draws_of(coin),
+        estimator=coin["fisher"],
+        versions=environment(),
+        tied=expert.tied,
+    )
+    return Joined(expert.library, expert.license, None, as_stored(expert, found), metadata)
+
+
+def _published(place: str, expert: Expert, coin: Mapping[str, Any]) -> Joined:
+    """Take a Fisher that lies ready."""
+    folder = fetch(place, pin(place, None), [f"{FISHERS}/*"])
+    path = folder / fisher_path(expert.name)
+    weights = fetch(expert.repo, expert.revision, CHECKPOINT_FILES)
+    said = check_fisher(
+        path,
+        expert=expert.name,
+        revision=expert.revision,
+        shapes=weights_in(weights, f"expert '{expert.name}'").shapes,
+        samples_sha256=samples_hash(draws_of(coin)),
+    )
+    return Joined(expert.library, expert.license, path, {}, said)

@@ -1,0 +1,131 @@
+"""A comparison as tables for terminal, markdown and LaTeX."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from coin_hf.hub.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.reports.tables import TITLES, cell
+
+Style = Literal["plain", "markdown", "latex"]
+
+SIGNS = {
+    "lam": {"plain": "λ", "latex": r"$\lambda$"},
+    "alpha": {"plain": "α", "latex": r"$\alpha$"},
+}
+ESCAPES = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}",
+           "^": r"\textasciicircum{}"}  # fmt: skip
+"""What LaTeX reads as a command."""
+
+
+def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
+    """Render the summary of a comparison.
+
+    Args:
+        result: The content of its `result.json`.
+        style: `plain` for a terminal, `markdown`, or `latex` (a `tabular` of the package booktabs).
+
+    Returns:
+        One row for each method and number of samples, mean ± standard deviation over the seeds:
+        NDA and agreement in percent, the coding loss of the test sets, what was chosen, and for
+        the coding step wall time in seconds, peak memory in MiB, and samples passed forward and
+        backward through a network. The controls come last.
+    """
+    summary, experts = result["summary"], [expert["name"] for expert in result["experts"]]
+    several = len({entry["samples"] for entry in summary}) > 1
+    counted = ["P"] if several else []
+    head = ["method", *counted, *(f"NDA '{name}'" for name in experts), "NDA", "agreement"]
+    head += ["coding loss", "chosen", "s", "MiB", "forward", "backward"]
+    if style == "latex":
+        head = ["method", *(["$P$"] if several else []), *(f"NDA {name}" for name in experts)]
+        head += ["NDA", "agreement", "coding loss", "chosen", "s", "MiB", "forward", "backward"]
+    rows = [_row(entry, several, style) for entry in summary]
+    for name in (OUTPUT_AVERAGE, NO_CODED_MODEL):
+        found = result["controls"][name]
+        ndas = [_number(found["nda"][expert], "{:.1f}") for expert in experts]
+        mean = _number(found["mean_nda"], "{:.1f}")
+        rows.append([TITLES[name], *("" for _ in counted), *ndas, mean, *[""] * 7])
+    match style:
+        case "plain":
+            return _plain(head, rows)
+        case "markdown":
+            lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+            return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in lines)
+        case "latex":
+            return _latex(head, rows)
+
+
+def title(entry: dict[str, Any]) -> str:
+    """Return what tables and figures call a contender."""
+    if entry["name"] == entry["coder"]:
+        return TITLES[entry["coder"]]
+    return str(entry["name"])
+
+
+def _row(entry: dict[str, Any], several: bool, style: Style) -> list[str]:
+    def spread(found: dict[str, Any], form: str, scale: float = 1.0) -> str:
+        if found["mean"] is None:
+            return "n/a"
+        mean = form.format(scale * found["mean"])
+        if found["std"] is None:
+            return mean
+        sign = r" $\pm$ " if style == "latex" else " ± "
+        return mean + sign + form.format(scale * found["std"])
+
+    return [
+        title(entry),
+        *([str(entry["samples"])] if several else []),
+        *(spread(found, "{:.1f}") for found in entry["nda"].values()),
+        spread(entry["mean_nda"], "{:.1f}"),
+        spread(entry["agreement"], "{:.1f}", 100),
+        spread(entry["coding_loss"], "{:.3g}"),
+        _chosen(entry, style),
+        _number(entry["seconds"]["mean"], "{:.1f}"),
+        _number(entry["peak_memory"]["mean"], "{:.0f}", 2**-20),
+        str(entry["passes"]["forward"]),
+        str(entry["passes"]["backward"]),
+    ]
+
+
+def _chosen(entry: dict[str, Any], style: Style) -> str:
+    if entry["key"] is None:
+        return "-"
+    sign = SIGNS[entry["key"]]["latex" if style == "latex" else "plain"]
+    values = sorted(set(entry["values"]))
+    return f"{sign} = {', '.join(f'{value:g}' for value in values)}"
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "n/a" if value is None else form.format(scale * value)
+
+
+def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in lines
+    )
+
+
+def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(row: Sequence[str]) -> str:
+        first = "".join(ESCAPES.get(character, character) for character in row[0])
+        return f"  {' & '.join([first, *row[1:]])} \\\\"
+
+    names = ["".join(ESCAPES.get(c, c) if c != "$" else c for c in text) for text in head]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"  \toprule",
+            line(names),
+            r"  \midrule",
+            *map(line, rows[:-2]),
+            r"  \midrule",
+            *map(line, rows[-2:]),
+            r"  \bottomrule",
+            r"\end{tabular}",
+        ]
+    )

@@ -1,0 +1,95 @@
+"""Tables and figures of a result."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from coin_hf.reports.tables import figure, table
+
+
+def score(nda: float | None, loss: float | None = 0.125) -> dict[str, Any]:
+    accuracy = None if nda is None else nda / 200
+    return {"nda": nda, "decoded_accuracy": accuracy, "agreement": 0.75, "coding_loss": loss}
+
+
+def result(coin: float | None = 80.0) -> dict[str, Any]:
+    """Two erasures by hand; the second expert is never right."""
+    return {
+        "coder": "coin",
+        "erasures": [
+            {
+                "missing": "cats",
+                "beside": [],
+                "points": 8,
+                "expert_accuracy": 0.5,
+                "scores": {"coin": score(coin), "no coded model": score(12.5, None)},
+            },
+            {
+                "missing": "dogs",
+                "beside": [],
+                "points": 8,
+                "expert_accuracy": 0.0,
+                "scores": {"coin": score(None, 1234567.0), "no coded model": score(None, None)},
+            },
+        ],
+        "mean_nda": {"coin": None, "no coded model": 6.25},
+        "mean_nda_several": {},
+    }
+
+
+def test_plain_table() -> None:
+    assert table(result()).splitlines() == [
+        "missing  method                     NDA  accuracy  expert's own  agreement  coding loss",
+        "-------  ------------------------  ----  --------  ------------  ---------  -----------",
+        "cats     COIN                      80.0      40.0          50.0       75.0        0.125",
+        "cats     no coded model (control)  12.5       6.2          50.0       75.0            -",
+        "dogs     COIN                       n/a       n/a           0.0       75.0    1.235e+06",
+        "dogs     no coded model (control)   n/a       n/a           0.0       75.0            -",
+        "average  COIN                       n/a",
+        "average  no coded model (control)   6.2",
+    ]
+
+
+def test_markdown_table_has_the_same_cells() -> None:
+    plain, markdown = table(result()), table(result(), "markdown")
+    lines = markdown.splitlines()
+    assert lines[0].startswith("| missing | method | NDA |")
+    assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert {len(row) for row in cells} == {7}
+    assert cells[2] == ["cats", "COIN", "80.0", "40.0", "50.0", "75.0", "0.125"]
+    for row, line in zip(cells[2:], plain.splitlines()[2:], strict=True):
+        assert " ".join(row).split() == line.split()
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_the_figure_shows_the_numbers(tmp_path: Path) -> None:
+    blue = np.array([0x1F, 0x4E, 0x8C])
+
+    def height(nda: float) -> int:
+        """Pixels between the lowest and the highest blue above the legend."""
+        figure(result(nda), tmp_path / "nda.png")
+        data = pixels(tmp_path / "nda.png")
+        rows = np.flatnonzero((np.abs(data - blue).sum(2) < 12).sum(1) > 60)
+        return int(rows.max() - rows.min())
+
+    half, whole = height(50.0), height(100.0)
+    assert whole > 200
+    assert abs(whole - 2 * half) <= 4
+
+
+def test_a_bar_above_100_is_not_cut_off(tmp_path: Path) -> None:
+    figure(result(250.0), tmp_path / "nda.png")
+    data = pixels(tmp_path / "nda.png")
+    blue = np.abs(data - np.array([0x1F, 0x4E, 0x8C])).sum(2) < 12
+    black = data.max(2) < 90
+    spine = black[:, black.sum(0).argmax()]  # the left axis: the column with the most black
+    top_of_axes, top_of_bar = np.flatnonzero(spine).min(), np.flatnonzero(blue.sum(1) > 60).min()
+    assert top_of_bar > top_of_axes + 10

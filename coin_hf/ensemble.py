@@ -1,7 +1,8 @@
 """The coded ensemble: coded models, code and, when asked for, the experts."""
 
+import html
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored, save_coded
-from coin_hf.experts.expert import Expert, load_expert
-from coin_hf.hub.client import fetch, pin
+from coin_hf.experts.expert import Expert, load_expert, read_expert
+from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
+from coin_hf.networks.inputs import Inputs, cast
 from coin_hf.networks.logits import call
+from coin_hf.records.coin import CoinRecord
+from coin_hf.reports.result import Result
 from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
-from coin_hf.repository.folder import push_folder, read_repository, write_repository
-from coin_hf.repository.records import recipe_of
+from coin_hf.repository.folder import read_records, write_repository
+from coin_hf.repository.push import push_folder
+
+Names = Collection[int | str]
+"""Experts by number, in the recipe's order from 0, or by name."""
 
 
 class CodedEnsemble:
@@ -32,15 +39,15 @@ class CodedEnsemble:
 
     Example:
         ensemble = CodedEnsemble.from_pretrained("me/coded", experts=True)
-        logits = ensemble(x, missing=[1])  # list of N tensors (B, K), the second one decoded
+        logits = ensemble(x, missing=["high"])  # list of N tensors (B, K), one of them decoded
     """
 
     def __init__(
         self,
         coded: Sequence[Expert],
         code: ErasureCode,
-        coin: dict[str, Any],
-        result: dict[str, Any],
+        coin: CoinRecord,
+        result: Result,
         experts: Sequence[Expert] | None = None,
         fishers: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
@@ -61,11 +68,20 @@ class CodedEnsemble:
         self.experts = None if experts is None else tuple(experts)
         self.fishers = fishers
 
+    @property
+    def names(self) -> list[str]:
+        """The experts' names, in order."""
+        return [expert.name for expert in self.coin.experts]
+
     def __repr__(self) -> str:
         """Name the experts."""
-        names = ", ".join(expert["name"] for expert in self.coin["experts"])
         loaded = "loaded" if self.experts else "not loaded"
-        return f"CodedEnsemble({names}; betas={written(self.code.rows)}; experts {loaded})"
+        betas = written(self.code.rows)
+        return f"CodedEnsemble({', '.join(self.names)}; betas={betas}; experts {loaded})"
+
+    def _repr_html_(self) -> str:
+        """Show the experts and the NDA table in a notebook."""
+        return f"<code>{html.escape(repr(self))}</code>{self.result._repr_html_()}"
 
     @property
     def coded(self) -> Expert:
@@ -89,13 +105,13 @@ class CodedEnsemble:
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor, missing: Sequence[int] = (), *, coded: Sequence[int] | None = None
+        self, x: Inputs, missing: Names = (), *, coded: Sequence[int] | None = None
     ) -> list[Tensor]:
         """Answer for all experts, without running the missing ones.
 
         Args:
-            x: Preprocessed images, shape (B, C, H, W), on the networks' device.
-            missing: Numbers of the experts that do not answer, at most M.
+            x: Preprocessed inputs, shape (B, ...), on the networks' device.
+            missing: The experts that do not answer, by name or number, at most M.
             coded: Numbers of the coded models to run, at least as many as are missing; by default
                 all, and answers that are more than needed are weighted by their quality.
 
@@ -105,34 +121,67 @@ class CodedEnsemble:
 
         Raises:
             InputError: If the experts were not loaded.
-            ValueError: If a number is out of range or more experts are missing than coded models
-                can replace.
+            ValueError: If a name or number is unknown, or more experts are missing than coded
+                models can replace.
         """
-        experts = self._loaded()
-        n, m = len(experts), len(self.coded_models)
-        there = range(m) if coded is None else sorted(set(coded))
-        for what, numbers, size in (("expert", missing, n), ("coded model", there, m)):
-            for number in numbers:
-                if not 0 <= number < size:
-                    raise ValueError(
-                        f"there is no {what} {number}: they are numbered 0 to {size - 1}"
-                    )
-        if len(set(missing)) > len(there):
+        experts, lost = self._loaded(), self._numbers(missing)
+        used = self._coded_numbers(coded)
+        if len(lost) > len(used):
             few = "one coded model replaces one"
-            if len(there) != 1:
-                few = f"{len(there)} coded models replace {len(there)}"
-            raise ValueError(f"experts {sorted(set(missing))} are missing, but {few}")
-        x = x.to(next(self.model.parameters()).dtype)  # transforms know no half precision
-        answers = {i: call(expert.model, x) for i, expert in enumerate(experts) if i not in missing}
-        answers |= self.code.decode(answers, self._coded_answers(x, there) if missing else {})
-        return [answers[i] for i in range(n)]
+            if len(used) != 1:
+                few = f"{len(used)} coded models replace {len(used)}"
+            raise ValueError(f"experts {lost} are missing, but {few}")
+        x = self._cast(x)
+        answers = {i: call(e.model, x) for i, e in enumerate(experts) if i not in lost}
+        decoded = self.code.decode(answers, self.coded_logits(x, used) if lost else {})
+        return [(answers | decoded)[i] for i in range(len(experts))]
 
     @torch.no_grad()
-    def suspect(self, x: Tensor) -> Tensor:
+    def coded_logits(self, x: Inputs, coded: Sequence[int] | None = None) -> dict[int, Tensor]:
+        """Run the coded models: what decoding needs where the experts answer elsewhere.
+
+        Args:
+            x: Preprocessed inputs, shape (B, ...), on the networks' device.
+            coded: Numbers of the coded models to run; by default all.
+
+        Returns:
+            Logits (B, K) by the number of their coded model, for `decode`.
+
+        Raises:
+            ValueError: If there is no such coded model.
+        """
+        x = self._cast(x)
+        return {c: call(self.coded_models[c].model, x) for c in self._coded_numbers(coded)}
+
+    def decode(
+        self, answers: Mapping[int | str, Tensor], coded: Mapping[int, Tensor]
+    ) -> list[Tensor]:
+        """Compute the answers that did not come from those that did.
+
+        Args:
+            answers: Logits (B, K) of the experts that answered, by name or number.
+            coded: Logits of coded models by number, from `coded_logits`.
+
+        Returns:
+            N tensors of logits (B, K), in the experts' order.
+
+        Raises:
+            ValueError: If a name or number is unknown, or too few answers came.
+
+        Example:
+            answers = {"low": logits_from_a_server}  # raw logits; "high" did not answer
+            low, high = ensemble.decode(answers, ensemble.coded_logits(x))
+        """
+        came = {self._numbers([who])[0]: logits for who, logits in answers.items()}
+        decoded = self.code.decode(came, coded)
+        return [(came | decoded)[i] for i in range(len(self.names))]
+
+    @torch.no_grad()
+    def suspect(self, x: Inputs) -> Tensor:
         """Run all experts and coded models, and check the answers against each other.
 
         Args:
-            x: Preprocessed images, shape (B, C, H, W), on the networks' device.
+            x: Preprocessed inputs, shape (B, ...), on the networks' device.
 
         Returns:
             Shape (B,): true where the parity residual lies above the threshold calibrated on the
@@ -142,50 +191,74 @@ class CodedEnsemble:
             InputError: If the experts were not loaded, or the coded models not calibrated.
         """
         experts = self._loaded()
-        calibration = self.coin.get("calibration")
-        if calibration is None:
+        if self.coin.calibration is None:
             raise InputError(
                 "this coded model has no calibrated threshold, it was re-coded without data: run "
                 "`coin-hf evaluate FOLDER --save` on it"
             )
-        x = x.to(next(self.model.parameters()).dtype)
+        x = self._cast(x)
         answers = {i: call(expert.model, x) for i, expert in enumerate(experts)}
-        coded = self._coded_answers(x, range(len(self.coded_models)))
-        return self.code.residual(answers, coded) > calibration["threshold"]
+        residual = self.code.residual(answers, self.coded_logits(x))
+        return residual > self.coin.calibration.threshold
 
     def _loaded(self) -> tuple[Expert, ...]:
         if self.experts is None:
             raise InputError(
-                "the experts are not loaded: use from_pretrained(..., experts=True), or decode "
-                "answers you already have with `ensemble.code.decode`"
+                "the experts are not loaded: use from_pretrained(..., experts=True), or "
+                "`ensemble.decode` for answers that come from elsewhere"
             )
         return self.experts
 
-    def _coded_answers(self, x: Tensor, numbers: Iterable[int]) -> dict[int, Tensor]:
-        return {c: call(self.coded_models[c].model, x) for c in numbers}
+    def _cast(self, x: Inputs) -> Any:
+        """Cast images to the networks' dtype: transforms know no half precision."""
+        return cast(x, next(self.model.parameters()).dtype)
+
+    def _numbers(self, who: Names) -> list[int]:
+        """Translate experts' names to numbers, each once, ascending."""
+        if isinstance(who, str):  # a collection of characters
+            who = [who]
+        found = set()
+        for each in who:
+            if isinstance(each, str):
+                if each not in self.names:
+                    raise ValueError(
+                        f"there is no expert '{each}': they are named {', '.join(self.names)}"
+                    )
+                found.add(self.names.index(each))
+            else:
+                found.add(_checked("expert", each, len(self.names)))
+        return sorted(found)
+
+    def _coded_numbers(self, numbers: Sequence[int] | None) -> list[int]:
+        """Check coded models' numbers; None stands for all."""
+        count = len(self.coded_models)
+        if numbers is None:
+            return list(range(count))
+        return sorted({_checked("coded model", number, count) for number in numbers})
 
     def _write(self, folder: Path) -> None:
         """Write what `write_repository` leaves to us: the networks, and Fishers if kept."""
         save_coded(folder, self.coded_models)
-        for expert, block, fisher in zip(
-            self.experts or (), self.coin["experts"], self.fishers or (), strict=False
+        for expert, record, fisher in zip(
+            self.experts or (), self.coin.experts, self.fishers or (), strict=False
         ):
             metadata = fisher_metadata(
-                model=block["model"],
-                revision=block["revision"],
+                model=record.model,
+                revision=record.revision,
                 draws=draws_of(self.coin),
-                estimator=self.coin["fisher"],
-                versions=self.coin["versions"],
+                estimator=self.coin.fisher,
+                versions=self.coin.versions,
                 tied=expert.tied,
             )
             write_fisher(folder / fisher_path(expert.name), as_stored(expert, fisher), metadata)
 
     @property
-    def _record(self) -> dict[str, Any]:
+    def _record(self) -> CoinRecord:
         """What `coin.json` will say: Fishers that are not at hand are not saved."""
         if self.fishers:
             return self.coin
-        return {**self.coin, "fisher": {**self.coin["fisher"], "save": False}}
+        unsaved = self.coin.fisher.model_copy(update={"save": False})
+        return self.coin.model_copy(update={"fisher": unsaved})
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the coded repository: weights, `coin.json`, `result.json`, card and figure.
@@ -266,18 +339,20 @@ class CodedEnsemble:
             InputError: If it, or an expert, cannot be found or read, or does not fit.
         """
         repo = str(repo_or_path)
-        folder = fetch(repo, pin(repo, revision), CODED_FILES)
-        coin, result = read_repository(folder, repo)
-        losses = (coin.get("calibration") or {}).get("losses")
-        code = ErasureCode(recipe_of(coin).coding_weights, losses=losses)
+        folder = locate(repo, revision, CODED_FILES)
+        coin, result = read_records(folder, repo)
+        losses = None if coin.calibration is None else coin.calibration.losses
+        code = ErasureCode(coin.recipe.coding_weights, losses=losses)
         coded = [
-            load_expert(
-                str(folder / coded_folder(c)),
-                library=coin["library"],
+            read_expert(
+                folder / coded_folder(c),
+                repo=repo,
+                revision="",
+                library=coin.library,
                 device=device,
                 name=f"coded model {c}" if c else "coded model",
             )
-            for c in range(code.coded)
+            for c in range(code.num_coded)
         ]
         loaded = None
         if experts is not False:
@@ -286,25 +361,24 @@ class CodedEnsemble:
         return cls(coded, code, coin, result, loaded)
 
 
+def _checked(what: str, number: int, count: int) -> int:
+    if not 0 <= number < count:
+        raise ValueError(f"there is no {what} {number}: they are numbered 0 to {count - 1}")
+    return number
+
+
 def _load_experts(
-    coin: dict[str, Any], places: bool | Sequence[str], device: torch.device | str | None
+    coin: CoinRecord, places: bool | Sequence[str], device: torch.device | str | None
 ) -> list[Expert]:
     """Load the experts that coin.json records, or the same ones from other places."""
-    recorded = coin["experts"]
     if isinstance(places, bool):
         return [
-            load_expert(
-                e["model"],
-                revision=e["revision"],
-                library=e["library"],
-                device=device,
-                name=e["name"],
-            )
-            for e in recorded
+            load_expert(e.model, revision=e.revision, library=e.library, device=device, name=e.name)
+            for e in coin.experts
         ]
-    if len(places) != len(recorded):
-        raise InputError(f"expected the places of {len(recorded)} experts, got {len(places)}")
+    if len(places) != len(coin.experts):
+        raise InputError(f"expected the places of {len(coin.experts)} experts, got {len(places)}")
     return [
-        load_expert(place, library=e["library"], device=device, name=e["name"])
-        for place, e in zip(places, recorded, strict=True)
+        load_expert(place, library=e.library, device=device, name=e.name)
+        for place, e in zip(places, coin.experts, strict=True)
     ]

@@ -2,59 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import Accelerator
+from torch import nn
 
 from coin_hf.coders import average
 from coin_hf.data.images import LabelledImages
-from coin_hf.encoding.encoder import build_all, calibrate_on, code, timed
-from coin_hf.encoding.fitted_coder import Task
+from coin_hf.encoding.context import EncodingContext, RunContext
+from coin_hf.encoding.cost import machine, timed
+from coin_hf.encoding.encoder import calibrate_on, run_coder
 from coin_hf.encoding.inputs import draw, load_experts, open_tests
+from coin_hf.encoding.pinning import pin_datasets, resolve
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.evaluation.calibration import Calibration
 from coin_hf.evaluation.erasures import Measurement, evaluate_erasures
+from coin_hf.evaluation.methods import averaging_control
+from coin_hf.experts.coded_model import build_all_coded
 from coin_hf.experts.expert import Expert
-from coin_hf.hub.client import pin
-from coin_hf.recipe.recipe import Contender, Recipe, TaskArithmeticBlock
-from coin_hf.repository.records import coin_record, environment, measured, recipe_of, result_record
-
-
-def resolve(recipe: Recipe) -> Recipe:
-    """Pin every revision of a recipe.
-
-    Args:
-        recipe: A recipe.
-
-    Returns:
-        The same recipe with commit SHAs (`sha256:...` for folders) as revisions and the experts'
-        names filled in.
-
-    Raises:
-        InputError: If a repository, revision or folder cannot be found.
-    """
-    experts = [
-        expert.model_copy(
-            update={"revision": pin(expert.model, expert.revision), "name": expert.label}
-        )
-        for expert in recipe.experts
-    ]
-    changes = {"experts": tuple(experts), **_pinned_foundation(recipe)}
-    if recipe.compare.coders is not None:
-        coders = [each.model_copy(update=_pinned_foundation(each)) for each in recipe.contenders]
-        changes["compare"] = recipe.compare.model_copy(update={"coders": tuple(coders)})
-    return _pin_datasets(recipe.model_copy(update=changes))
-
-
-def _pinned_foundation(block: Recipe | Contender) -> dict[str, TaskArithmeticBlock]:
-    given = block.task_arithmetic
-    if given is None:
-        return {}
-    revision = pin(given.foundation, given.revision)
-    return {"task_arithmetic": given.model_copy(update={"revision": revision})}
+from coin_hf.recipe import Recipe
+from coin_hf.records.measurements import Calibration
+from coin_hf.records.result import Run
+from coin_hf.reports.result import Result
+from coin_hf.repository.provenance import environment
+from coin_hf.repository.run_records import coin_record, measured, result_record
 
 
 def encode(
@@ -69,8 +39,8 @@ def encode(
     Args:
         recipe: What to encode.
         progress: Show bars on stderr, in the main process.
-        resume: A folder for the partial Fishers, made if it is not there: a run that was stopped
-            goes on from it, with the same result to the last bit. It is left for you to remove.
+        resume: A folder for partial Fishers, made if it is not there: a run that was stopped goes
+            on from it, with the same result to the last bit. It is left for you to remove.
 
     Returns:
         The ensemble; its `.result` holds every number. Nothing else is written: see
@@ -81,39 +51,37 @@ def encode(
 
     Example:
         ensemble = encode(Recipe.from_yaml("recipe.yaml"))
-        print(ensemble.result["mean_nda"])
+        print(ensemble.result.table())
         ensemble.save_pretrained("coded")
     """
-    accelerator, seconds = Accelerator(), dict[str, float]()
+    run, seconds = RunContext(progress=progress), dict[str, float]()
     recipe = resolve(recipe)
     with timed(seconds, "load"):
-        experts = load_experts(recipe, accelerator)
-        samples = draw(recipe, experts[0], accelerator)
-        test_sets = open_tests(recipe, experts, accelerator)
-    folder = None if resume is None else Path(resume)
-    task = Task(recipe, experts, samples, accelerator, progress, folder)
-    coding = code(task)
+        experts = load_experts(recipe, run)
+        samples = draw(recipe, experts[0], run)
+        test_sets = open_tests(recipe, experts, run)
+    checkpoints = None if resume is None else Path(resume)
+    context = EncodingContext(run, recipe, experts, samples, checkpoints)
+    encoded = run_coder(context)
     with timed(seconds, "calibration"):
-        calibration = calibrate_on(task, coding.coded)
-    erasure_code = ErasureCode(recipe.coding_weights, losses=calibration.losses)
+        calibration = calibrate_on(context, encoded.coded)
+    code = ErasureCode(recipe.coding_weights, losses=calibration.losses)
     with timed(seconds, "evaluation"):
-        measurement = _evaluate(
-            recipe,
-            coding.coded,
-            experts,
-            test_sets,
-            erasure_code,
-            calibration.threshold,
-            accelerator,
-            progress,
+        measurement = _measure(
+            recipe, encoded.coded, experts, test_sets, code, calibration.threshold, run
         )
-    record = coin_record(coding.recipe, experts, samples, calibration)
-    run = {**machine(accelerator), "seconds": {**seconds, **coding.seconds}, **coding.cost()}
-    refinements = [each.dump() for each in coding.refinements]
-    choice = coding.dump_choice()
-    result = result_record(record, experts, choice, measurement, run, refinements=refinements)
-    kept = coding.fishers if recipe.fisher.save else None
-    return CodedEnsemble(coding.coded, erasure_code, record, result, experts, kept)
+    coin = coin_record(encoded.recipe, experts, samples, calibration)
+    spent = Run(
+        **machine(run),
+        seconds={**seconds, **encoded.seconds},
+        **encoded.cost(),
+        versions=environment(),
+    )
+    result = result_record(
+        coin, experts, encoded.choice, measurement, spent, refinements=encoded.refinements
+    )
+    kept = encoded.fishers if recipe.fisher.save else None
+    return CodedEnsemble(encoded.coded, code, coin, result, experts, kept)
 
 
 def evaluate(
@@ -122,7 +90,7 @@ def evaluate(
     revision: str | None = None,
     overrides: Sequence[str] = (),
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     """Measure a coded repository again, on the data it records or on other data.
 
     Args:
@@ -139,39 +107,28 @@ def evaluate(
         InputError: If it, an expert or a dataset cannot be found or read, or another key is to be
             changed.
     """
-    accelerator, seconds = Accelerator(), dict[str, float]()
-    with accelerator.main_process_first():
+    run, seconds = RunContext(progress=progress), dict[str, float]()
+    with run.main_first():
         ensemble = CodedEnsemble.from_pretrained(
-            repo_or_path, revision, experts=True, device=accelerator.device
+            repo_or_path, revision, experts=True, device=run.device
         )
-    recipe = _with_other_data(recipe_of(ensemble.coin), overrides)
+    recipe = _with_other_data(ensemble.coin.recipe, overrides)
     experts = ensemble.experts or ()
-    test_sets = open_tests(recipe, experts, accelerator)
-    calibration = (
-        ensemble.coin.get("calibration") or _calibrate(ensemble, recipe, accelerator).dump()
-    )
-    code = ErasureCode(ensemble.code.rows, losses=calibration["losses"])
-    threshold = calibration["threshold"]
+    test_sets = open_tests(recipe, experts, run)
+    calibration = ensemble.coin.calibration or _calibrate(ensemble, recipe, run)
+    code = ErasureCode(ensemble.code.rows, losses=calibration.losses)
     with timed(seconds, "evaluation"):
-        measurement = _evaluate(
-            recipe,
-            ensemble.coded_models,
-            experts,
-            test_sets,
-            code,
-            threshold,
-            accelerator,
-            progress,
+        measurement = _measure(
+            recipe, ensemble.coded_models, experts, test_sets, code, calibration.threshold, run
         )
-    said = recipe.dump()
-    return {
-        **ensemble.result,
-        "datasets": said["datasets"],
-        "evaluation": said["evaluation"],
+    changes = {
+        "datasets": recipe.datasets,
+        "evaluation": recipe.evaluation,
         **measured(measurement),
         "calibration": calibration,
-        "run": {**machine(accelerator), "seconds": seconds, "versions": environment()},
+        "run": Run(**machine(run), seconds=seconds, versions=environment()),
     }
+    return ensemble.result.model_copy(update=changes)
 
 
 def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -188,57 +145,42 @@ def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
         old = recorded.datasets.get(key, block)
         if block.path != old.path and block.revision == old.revision:
             datasets[key] = block.model_copy(update={"revision": None})
-    return _pin_datasets(changed.model_copy(update={"datasets": datasets}))
+    return pin_datasets(changed.model_copy(update={"datasets": datasets}))
 
 
-def _pin_datasets(recipe: Recipe) -> Recipe:
-    datasets = {
-        key: block.model_copy(update={"revision": pin(block.path, block.revision, "dataset")})
-        for key, block in recipe.datasets.items()
-    }
-    return recipe.model_copy(update={"datasets": datasets})
-
-
-def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, accelerator: Accelerator) -> Calibration:
+def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, run: RunContext) -> Calibration:
     """Calibrate a re-coded ensemble on the samples its experts' Fishers were taken on."""
     experts = ensemble.experts or ()
-    samples = draw(recipe, experts[0], accelerator)
-    return calibrate_on(Task(recipe, experts, samples, accelerator), ensemble.coded_models)
+    samples = draw(recipe, experts[0], run)
+    return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)
 
 
-def _evaluate(
+def _measure(
     recipe: Recipe,
     coded: Sequence[Expert],
     experts: Sequence[Expert],
     test_sets: Sequence[LabelledImages],
     code: ErasureCode,
     threshold: float,
-    accelerator: Accelerator,
-    progress: bool,
+    run: RunContext,
 ) -> Measurement:
     """Measure the coded models, plain averaging beside them, and the controls."""
-    thetas = [expert.parameters for expert in experts]
-    averaged = build_all(experts, [average(thetas, betas=row) for row in code.rows], code.rows)
+    methods: dict[str, list[nn.Module]] = {recipe.coder: [each.model for each in coded]}
+    control = averaging_control(recipe.coder, refined=bool(recipe.refine))
+    if control is not None:
+        thetas = [expert.parameters for expert in experts]
+        averages = [average(thetas, betas=row) for row in code.rows]
+        plain = build_all_coded(experts, averages, code.rows)
+        methods[control] = [each.model for each in plain]
     return evaluate_erasures(
         {expert.name: expert.model for expert in experts},
-        {
-            recipe.coder: [each.model for each in coded],
-            "averaging": [each.model for each in averaged],
-        },
+        methods,
         code,
         test_sets,
         experts[0].preprocessing,
-        batch_size=recipe.evaluation.batch_size,
-        limit=recipe.evaluation.limit,
+        settings=recipe.evaluation,
         seed=recipe.samples.seed,
-        accelerator=accelerator,
         threshold=threshold,
-        progress=progress,
+        processes=run.processes,
+        progress=run.progress,
     )
-
-
-def machine(accelerator: Accelerator) -> dict[str, Any]:
-    """Say on what a run is made."""
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "processes": accelerator.num_processes}

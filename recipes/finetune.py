@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from coin_hf.errors import InputError
 from coin_hf.experts.finetuning import fit, freeze_batch_norm
 from coin_hf.networks.logits import call
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 from coin_hf.repository.records import environment
 
 

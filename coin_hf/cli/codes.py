@@ -1,55 +1,23 @@
-"""The commands for codes, Fishers and re-coding; `coin_hf.cli` holds the command line itself."""
+"""The commands for erasure codes, Fishers and re-coding."""
 
-import json
-import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from coin_hf.cli.numbers import numbers, rows
+from coin_hf.cli.output import AsJson, Overrides, plain_json, speaks
 from coin_hf.errors import InputError
 
-NUMBERS = ("--betas", "--missing")
-"""Options that take several numbers: `--betas 0.7 0.3`."""
-
-Overrides = Annotated[
-    list[str],
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a dataset's key."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Betas = Annotated[
     list[str],
     typer.Option(metavar="NUMBERS", help="One weight for each expert; once for each coded model."),
 ]
 
 
-def gathered(arguments: Sequence[str]) -> list[str]:
-    """Join the numbers behind `--betas` or `--missing` to one argument each.
-
-    Args:
-        arguments: The command line.
-
-    Returns:
-        The command line with `--betas 0.7,0.3` for `--betas 0.7 0.3`.
-    """
-    found: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        found.append(word)
-        if word in NUMBERS:
-            numbers = []
-            while rest and _is_number(rest[0]):
-                numbers.append(rest.pop(0))
-            if numbers:
-                found.append(",".join(numbers))
-    return found
-
-
-def code(
+def design(
     experts: Annotated[int, typer.Option(min=2, help="Number of experts.")],
     coded: Annotated[int, typer.Option(min=1, help="Number of coded models.")] = 1,
     betas: Betas = [],  # noqa: B006  # typer reads it, nothing changes it
@@ -58,33 +26,38 @@ def code(
     """Design an erasure code, or look at one: its betas and what each erasure amplifies."""
     from itertools import combinations
 
+    from coin_hf.erasure import design as designs
     from coin_hf.erasure.amplification import amplification, check_code, worst_amplification
     from coin_hf.erasure.betas import rows_of, written
-    from coin_hf.erasure.design import design, vandermonde
     from coin_hf.erasure.patterns import erasure_patterns
 
-    rows = rows_of(_rows(betas)) if betas else design(experts, coded)
+    weights = rows_of(rows(betas)) if betas else designs.design(experts, coded)
     try:
-        if len(rows[0]) != experts:
-            raise ValueError(f"--betas has {len(rows[0])} values for {experts} experts")
-        check_code(rows)
+        if len(weights[0]) != experts:
+            raise ValueError(f"--betas has {len(weights[0])} values for {experts} experts")
+        check_code(weights)
     except ValueError as error:
         raise InputError(str(error)) from error
-    everything = tuple(range(len(rows)))
+    everything = tuple(range(len(weights)))
     table = []
-    for pattern in erasure_patterns(experts, len(rows))[0]:
-        fewest = [amplification(rows, pattern, c) for c in combinations(everything, len(pattern))]
-        table.append((pattern, amplification(rows, pattern, everything), max(fewest)))
-    worst, plain = worst_amplification(rows), worst_amplification(vandermonde(experts, len(rows)))
+    for pattern in erasure_patterns(experts, len(weights))[0]:
+        fewest = [
+            amplification(weights, pattern, c) for c in combinations(everything, len(pattern))
+        ]
+        table.append((pattern, amplification(weights, pattern, everything), max(fewest)))
+    worst, plain = (
+        worst_amplification(weights),
+        worst_amplification(designs.vandermonde(experts, len(weights))),
+    )
     if as_json:
         patterns = [
             {"missing": list(pattern), "amplification": best, "with_fewest_coded": least}
             for pattern, best, least in table
         ]
-        found = {"betas": written(rows), "patterns": patterns}
-        print(json.dumps({**found, "worst": worst, "vandermonde": plain}, indent=2))
+        found = {"betas": written(weights), "patterns": patterns}
+        print(plain_json({**found, "worst": worst, "vandermonde": plain}))
         return
-    print(f"betas: {written(rows)}")
+    print(f"betas: {written(weights)}")
     print("missing experts  amplification  with as few coded models as needed")
     for pattern, best, least in table:
         print(f"{', '.join(map(str, pattern)):15}  {best:13.3f}  {least:34.3f}")
@@ -118,16 +91,17 @@ def recode(
             f"{len(add)} experts join, with {len(dataset)} --dataset and {len(fisher)} --fisher: "
             "give one --dataset for each --add, and one --fisher for each or none"
         )
-    from coin_hf.recoding import recode as recoding
+    from coin_hf.recoding.changes import Newcomer
+    from coin_hf.recoding.recode import recode as run
 
     joining = [
-        recoding.Newcomer(model, of, fisher=fisher[i] if fisher else None)
+        Newcomer(model, of, fisher=fisher[i] if fisher else None)
         for i, (model, of) in enumerate(zip(add, dataset, strict=True))
     ]
-    result = recoding.recode(
+    result = run(
         target,
         output,
-        betas=_rows(betas) if betas else None,
+        betas=rows(betas) if betas else None,
         lam=lam,
         coded=coded,
         add=joining,
@@ -139,11 +113,11 @@ def recode(
     )
     place = output or Path(target)
     if as_json:
-        print(json.dumps(result, indent=2))
+        print(plain_json(result.dump()))
         return
-    names = ", ".join(expert["name"] for expert in result["experts"])
-    print(f"re-coded {names} with betas {result['betas']} and lambda {result['lam']:g}")
-    print(f"saved to {place}, {result['run']['seconds']['recode']:g} s", file=sys.stderr)
+    names = ", ".join(expert.name for expert in result.experts)
+    print(f"re-coded {names} with betas {result.betas} and lambda {result.lam:g}")
+    print(f"saved to {place}, {result.run.seconds['recode']:g} s", file=sys.stderr)
     print(f"not measured: run `coin-hf evaluate {place} --save`", file=sys.stderr)
 
 
@@ -171,29 +145,29 @@ def fisher(
     """Compute one expert's Fisher alone, for others to merge with; write or publish it."""
     if output is None and push_to is None:
         raise InputError("say where the Fisher goes: --output FOLDER, --push-to REPO, or both")
-    from coin_hf.recoding import expert_fisher as publishing
+    from coin_hf.recoding.expert_fisher import make_fisher, publish_fisher
 
-    settings = {"estimator": estimator, "probes": probes, "save": "half" if half else True}
-    recipe = publishing.fisher_recipe(
-        dataset,
-        like,
-        per_expert=per_expert,
-        seed=seed,
-        split=split,
-        fisher=settings,
-        overrides=override,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        place = output or Path(folder)
-        file = publishing.make_fisher(
-            expert, recipe, place, revision=revision, name=name, progress=True
+        file = make_fisher(
+            expert,
+            output or Path(folder),
+            datasets=dataset,
+            like=like,
+            per_expert=per_expert,
+            seed=seed,
+            split=split,
+            fisher={"estimator": estimator, "probes": probes, "save": "half" if half else True},
+            overrides=override,
+            revision=revision,
+            name=name,
+            progress=True,
         )
-        if os.environ.get("RANK", "0") != "0":
+        if not speaks():
             return
         if output is not None:
             print(file)
         if push_to is not None:
-            print(publishing.publish_fisher(file, push_to, private=private))
+            print(publish_fisher(file, push_to, private=private))
 
 
 def tune_betas(
@@ -207,14 +181,14 @@ def tune_betas(
     """Propose betas for experts that are not missing equally often, measured on the samples."""
     if by not in ("error", "agreement"):
         raise InputError(f"--by is 'error' or 'agreement', got '{by}'")
-    from coin_hf.recoding import tune_betas as tuning
+    from coin_hf.recoding.tune_betas import tune_betas as tune
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    found = tuning.tune_betas(target, _numbers(missing), by=by, progress=progress)  # type: ignore[arg-type]
+    found = tune(target, numbers(missing), by=by, progress=progress)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps(found.dump(), indent=2))
+        print(plain_json(found.dump()))
         return
     print(f"{'':12} {'error':>12} {'agreement':>10}  betas")
     for title in ("recorded", "closed_form", "best"):
@@ -223,32 +197,3 @@ def tune_betas(
         print(f"{title:12} {one.error:12.5g} {one.agreement:10.4f}  {betas}")
     words = " ".join("--betas " + " ".join(f"{b:g}" for b in row) for row in found.best.betas)
     print(f"to take the best: coin-hf recode {target} {words} --output FOLDER", file=sys.stderr)
-
-
-def _rows(betas: Sequence[str]) -> list[float] | list[list[float]]:
-    rows = [_numbers(row) for row in betas]
-    return rows[0] if len(rows) == 1 else rows
-
-
-def _numbers(text: str) -> list[float]:
-    words = text.replace(",", " ").split()
-    if not words or not all(map(_is_number, words)):
-        raise InputError(f"expected numbers such as `0.7 0.3`, got '{text}'")
-    return [float(word) for word in words]
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-COMMANDS: dict[str, Any] = {
-    "code": code,
-    "recode": recode,
-    "tune-betas": tune_betas,
-    "fisher": fisher,
-}
-"""The commands by the name they are called by."""

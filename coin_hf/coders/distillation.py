@@ -5,16 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from coin_hf.networks.inputs import Inputs, count, fit_to, take
 from coin_hf.networks.logits import call
+from coin_hf.networks.modes import evaluating
+from coin_hf.networks.processes import Processes
 
 EpochEnd = Callable[[int], None]
 
 
 def distill(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     *,
     epochs: int = 20,
@@ -38,7 +40,7 @@ def distill(
     Args:
         model: The coded network, in float32 or float64; its parameters change. Its mode and
             flags are left as they were, its gradients are dropped.
-        inputs: P samples, shape (P, ...), the same in every process.
+        inputs: P samples, a tensor (P, ...) or a mapping of tensors, the same in every process.
         targets: What its logits shall be, sum_i beta_i f_i(x), shape (P, K).
         epochs: Passes over the samples.
         lr: AdamW's learning rate, constant.
@@ -52,65 +54,56 @@ def distill(
     Raises:
         ValueError: If the loss is no longer finite.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-        order = torch.Generator().manual_seed(seed)
-        silent = not progress or (accelerator is not None and not accelerator.is_main_process)
-        with tqdm(total=epochs * len(inputs), desc="distil", unit="sample", disable=silent) as bar:
+    processes = Processes.of(accelerator)
+    steps = epochs * count(inputs)
+    bar = processes.bar("distil", show=progress, unit="sample", total=steps)
+    with evaluating(model), bar:
+        model.requires_grad_(True)
+        try:
+            optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+            order = torch.Generator().manual_seed(seed)
             for epoch in range(1, epochs + 1):
-                for rows in torch.randperm(len(inputs), generator=order).split(batch_size):
-                    loss = _step(model, inputs, targets, rows, optimizer, accelerator)
+                for rows in torch.randperm(count(inputs), generator=order).split(batch_size):
+                    loss = _step(model, inputs, targets, rows, optimizer, processes)
                     bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
                     bar.update(len(rows))
                 if on_epoch is not None:
                     on_epoch(epoch)
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for module, training in modes:
-            module.training = training
+        finally:
+            model.zero_grad()
 
 
 def _step(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     rows: Tensor,
     optimizer: torch.optim.Optimizer,
-    accelerator: Any,
+    processes: Processes,
 ) -> float:
     """Make one step on a batch; return its mean loss."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    first = next(model.parameters())
-    mine = rows[rank::world]
+    mine = processes.share(rows)
     share = 1 / len(rows) if len(mine) else 0.0  # with nothing to do, it adds zeros
     mine = mine if len(mine) else rows[:1]
     optimizer.zero_grad()
     with torch.enable_grad():
-        logits = call(model, inputs[mine].to(first.device, first.dtype))
+        logits = call(model, fit_to(take(inputs, mine), model))
         total = share * (logits - targets[mine].to(logits)).square().sum()
         total.backward()
-    total = total.detach()
-    if world > 1:
-        total = accelerator.reduce(total, "sum")
-        _sum_gradients(model, accelerator)
+    total = processes.sum(total.detach())
+    if processes.world > 1:
+        _sum_gradients(model, processes)
     if not total.isfinite():
         raise ValueError("the distillation loss is not finite: set a smaller distillation.lr")
     optimizer.step()
     return total.item()
 
 
-def _sum_gradients(model: nn.Module, accelerator: Any) -> None:
+def _sum_gradients(model: nn.Module, processes: Processes) -> None:
     """Sum the gradients over the processes, in one message."""
     used = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad.flatten() for parameter in used if parameter.grad is not None]
-    summed = accelerator.reduce(torch.cat(gradients), "sum")
+    summed = processes.sum(torch.cat(gradients))
     parts = summed.split([parameter.numel() for parameter in used])
     for parameter, part in zip(used, parts, strict=True):
         parameter.grad = part.view_as(parameter)

@@ -1,6 +1,6 @@
 """RegMean: each linear map by least squares on the inputs that the experts see."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ def regmean(
     *,
     betas: Sequence[float],
     scale: float = 0.9,
+    transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Find each linear map that answers most like the experts' on their own inputs.
 
@@ -33,9 +34,11 @@ def regmean(
     Args:
         thetas: Parameters of N experts by name.
         grams: For each expert from `gram_matrices`: by weight the Gram matrix of its inputs, shape
-            (n, n). The expert's weight, flattened behind its first axis, has shape (outputs, n).
+            (n, n). The expert's weight, flattened behind its first axis, has shape (outputs, n),
+            or (n, outputs) where it is `transposed`.
         betas: Coding weights, shape (N,), positive, summing to 1.
         scale: What the off-diagonals are multiplied by, in [0, 1].
+        transposed: Names of the weights stored as (inputs, outputs), from `transposed_weights`.
 
     Returns:
         The coded parameters in the experts' dtype; solved in float64.
@@ -47,16 +50,22 @@ def regmean(
     check_thetas(thetas, betas)
     if not 0 <= scale <= 1:
         raise ValueError(f"scale must lie in [0, 1], got {scale}")
-    _check_grams(thetas, grams)
+    _check_grams(thetas, grams, transposed)
     coded = {}
     for name, like in thetas[0].items():
         values = [theta[name] for theta in thetas]
         coded[name] = weighted_mean(values, list(betas))
         if name in grams[0] and any(not torch.equal(values[0], value) for value in values[1:]):
-            weights = [value.flatten(1) for value in values]
+            weights = [_matrix(value, name in transposed) for value in values]
             merged = _solve(weights, [gram[name] for gram in grams], betas, scale)
+            merged = merged.T if name in transposed else merged
             coded[name] = merged.reshape(like.shape).to(device=like.device, dtype=like.dtype)
     return coded
+
+
+def _matrix(weight: Tensor, transposed: bool) -> Tensor:
+    """View a weight as the matrix (outputs, n)."""
+    return weight.T if transposed else weight.flatten(1)
 
 
 def _solve(
@@ -90,7 +99,9 @@ def _shrunk(gram: Tensor, scale: float) -> Tensor:
 
 
 def _check_grams(
-    thetas: Sequence[Mapping[str, Tensor]], grams: Sequence[Mapping[str, Tensor]]
+    thetas: Sequence[Mapping[str, Tensor]],
+    grams: Sequence[Mapping[str, Tensor]],
+    transposed: Collection[str],
 ) -> None:
     if len(grams) != len(thetas):
         raise ValueError(f"expected the Grams of {len(thetas)} experts, got {len(grams)}")
@@ -101,7 +112,7 @@ def _check_grams(
         for name, matrix in gram.items():
             if name not in thetas[0]:
                 raise ValueError(f"there is a Gram of '{name}', which is no parameter")
-            n = thetas[0][name].flatten(1).shape[1]
+            n = _matrix(thetas[0][name], name in transposed).shape[1]
             if matrix.shape != (n, n):
                 raise ValueError(
                     f"the Gram of '{name}' of expert {i} has shape {tuple(matrix.shape)}, "

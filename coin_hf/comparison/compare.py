@@ -3,31 +3,34 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
 from coin_hf.comparison.statistics import Row, average_of, controls, summary
 from coin_hf.data.images import LabelledImages
 from coin_hf.data.samples import Samples
-from coin_hf.encoding.cost import watch
-from coin_hf.encoding.encoder import code, timed
-from coin_hf.encoding.fitted_coder import Task, check
-from coin_hf.encoding.inputs import compute_fishers, draw, load_experts, open_tests
+from coin_hf.encoding.context import EncodingContext, RunContext, Theta
+from coin_hf.encoding.cost import machine, timed, watch
+from coin_hf.encoding.encoder import calibrate_on, run_coder
+from coin_hf.encoding.fishers import compute_fishers
+from coin_hf.encoding.fitted_coder import check_coder
+from coin_hf.encoding.inputs import draw, load_experts, open_tests
+from coin_hf.encoding.pinning import resolve
 from coin_hf.encoding.refinement import check_steps
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.experts.expert import Expert
-from coin_hf.hub.layout import FORMAT
-from coin_hf.pipeline import machine, resolve
-from coin_hf.recipe.recipe import Contender, FisherBlock, Recipe
-from coin_hf.repository.records import architecture, environment, recorded_steps
-from coin_hf.repository.work_folder import claim, first_difference, write_whole
+from coin_hf.recipe import Recipe
+from coin_hf.recipe.blocks import Contender, FisherBlock
+from coin_hf.records.coin import FORMAT
+from coin_hf.repository.atomic import write_whole
+from coin_hf.repository.provenance import environment
+from coin_hf.repository.run_records import architecture, recorded_steps
+from coin_hf.repository.work_folder import claim, first_difference
 
 ROWS = "rows"
 """Folder of the finished rows, a file each."""
@@ -56,24 +59,24 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
     """
     if recipe.output is None:
         raise InputError("a comparison needs a folder: add `output: FOLDER`, or -o output=FOLDER")
-    accelerator, folder = Accelerator(), Path(recipe.output).expanduser()
+    run, folder = RunContext(progress=progress), Path(recipe.output).expanduser()
     recipe = resolve(recipe)
-    experts = load_experts(recipe, accelerator)
-    test_sets = open_tests(recipe, experts, accelerator)
+    experts = load_experts(recipe, run)
+    test_sets = open_tests(recipe, experts, run)
     said = recipe.dump()
-    with accelerator.main_process_first():
+    with run.main_first():
         claim(folder, {key: said[key] for key in SHARED}, "choose another `output`")
         (folder / ROWS).mkdir(exist_ok=True)
-    rows = _kept(recipe, folder, accelerator)
-    bench = Bench(recipe, experts, test_sets, accelerator, progress)
+    rows = _kept(recipe, folder, run)
+    contest = Contest(recipe, experts, test_sets, run)
     if len(rows) < len(list(_plan(recipe))):
-        bench.check()
+        contest.check()
     for contender, per_expert, seed in _plan(recipe):
         name = _name(contender, per_expert, seed)
         if name in rows:
             continue
-        rows[name] = bench.row(contender, per_expert, seed)
-        if accelerator.is_main_process:
+        rows[name] = contest.row(contender, per_expert, seed)
+        if run.processes.rank == 0:
             write_whole(folder / ROWS / name, json.dumps(rows[name], indent=2) + "\n")
             if progress:
                 _tell(rows[name])
@@ -87,7 +90,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
         "summary": summary(ordered),
         "controls": controls(ordered[0]),
         "rows": ordered,
-        "run": {**machine(accelerator), "versions": environment()},
+        "run": {**machine(run), "versions": environment()},
     }
 
 
@@ -95,12 +98,12 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
 class Fishers:
     """The experts' Fishers on one draw of the samples, and what computing them took."""
 
-    fishers: list[dict[str, Tensor]] | None = None
+    fishers: list[Theta] | None = None
     seconds: float = 0.0
     peak_memory: int | None = None
 
 
-class Bench:
+class Contest:
     """What all rows share: experts, test sets, and the experts' answers on these."""
 
     def __init__(
@@ -108,38 +111,30 @@ class Bench:
         recipe: Recipe,
         experts: Sequence[Expert],
         test_sets: Sequence[LabelledImages],
-        accelerator: Accelerator,
-        progress: bool,
+        run: RunContext,
     ) -> None:
         self.recipe, self.experts, self.test_sets = recipe, experts, test_sets
-        self.accelerator, self.progress = accelerator, progress
-        self.known: dict[tuple[int, int], list[Tensor]] = {}
+        self.run = run
+        self.known: dict[tuple[int, int], Any] = {}
         self.drawn: tuple[tuple[int, int], Samples] | None = None
         self.fishers: dict[FisherBlock, Fishers] = {}
 
-    def task(self, contender: Contender, per_expert: int, seed: int) -> Task:
-        """Return the task of one row; the samples drawn last are kept."""
+    def context(self, contender: Contender, per_expert: int, seed: int) -> EncodingContext:
+        """Return what one row works with; the samples drawn last are kept."""
         samples = self.recipe.samples.model_copy(update={"per_expert": per_expert, "seed": seed})
         recipe = self.recipe.with_coder(contender).model_copy(update={"samples": samples})
         if self.drawn is None or self.drawn[0] != (per_expert, seed):
-            drawn = draw(recipe, self.experts[0], self.accelerator)
+            drawn = draw(recipe, self.experts[0], self.run)
             self.drawn, self.fishers = ((per_expert, seed), drawn), {}
-        return Task(recipe, self.experts, self.drawn[1], self.accelerator, self.progress)
+        return EncodingContext(self.run, recipe, self.experts, self.drawn[1])
 
-    def shared(self, task: Task) -> Fishers:
+    def shared(self, context: EncodingContext) -> Fishers:
         """Return the experts' Fishers for a row; rows on the same samples share them."""
-        block = task.recipe.fisher
+        block = context.recipe.fisher
         if block not in self.fishers:
             seconds: dict[str, float] = {}
-            with watch(self.accelerator.device) as peak, timed(seconds, "fisher"):
-                found = compute_fishers(
-                    task.recipe,
-                    self.experts,
-                    task.parts[0],
-                    self.accelerator,
-                    self.progress,
-                    None,
-                )
+            with watch(self.run.device) as peak, timed(seconds, "fisher"):
+                found = compute_fishers(context)
             self.fishers[block] = Fishers(found, seconds["fisher"], peak.bytes)
         return self.fishers[block]
 
@@ -151,9 +146,9 @@ class Bench:
         """
         for per_expert in sorted(set(_sizes(self.recipe)), reverse=True):
             for contender in self.recipe.contenders:
-                task = self.task(contender, per_expert, self.recipe.compare.seeds[0])
-                check(task)
-                check_steps(task)
+                context = self.context(contender, per_expert, self.recipe.compare.seeds[0])
+                check_coder(context)
+                check_steps(context)
 
     def row(self, contender: Contender, per_expert: int, seed: int) -> Row:
         """Code and measure.
@@ -166,23 +161,24 @@ class Bench:
         Returns:
             The row, as plain data.
         """
-        task = self.task(contender, per_expert, seed)
-        shared = self.shared(task) if contender.coder == "coin" else Fishers()
-        with watch(self.accelerator.device) as peak:
-            coding = code(replace(task, fishers=shared.fishers))
-        steps = {**coding.seconds, "prepare": coding.seconds["prepare"] + shared.seconds}
+        context = self.context(contender, per_expert, seed)
+        shared = self.shared(context) if contender.coder == "coin" else Fishers()
+        context = replace(context, fishers=shared.fishers)
+        with watch(self.run.device) as peak:
+            encoded = run_coder(context)
+        losses = calibrate_on(context, encoded.coded).losses
+        steps = {**encoded.seconds, "prepare": encoded.seconds["prepare"] + shared.seconds}
         peaks = [each for each in (peak.bytes, shared.peak_memory) if each is not None]
         erasures = evaluate_erasures(
             {expert.name: expert.model for expert in self.experts},
-            {contender.label: [each.model for each in coding.coded]},
-            ErasureCode(self.recipe.coding_weights),
+            {contender.label: [each.model for each in encoded.coded]},
+            ErasureCode(self.recipe.coding_weights, losses=losses),
             self.test_sets,
             self.experts[0].preprocessing,
-            batch_size=self.recipe.evaluation.batch_size,
-            limit=self.recipe.evaluation.limit,
+            settings=self.recipe.evaluation,
             seed=self.recipe.samples.seed,
-            accelerator=self.accelerator,
-            progress=self.progress,
+            processes=self.run.processes,
+            progress=self.run.progress,
             known=self.known,
         ).erasures
         singles = [erasure for erasure in erasures if not erasure.beside]
@@ -192,10 +188,10 @@ class Bench:
             "coder": contender.coder,
             "per_expert": per_expert,
             "seed": seed,
-            "samples": len(task.samples),
+            "samples": len(context.samples),
             "settings": _settings(self.recipe, contender),
-            "value": coding.value,
-            "choice": coding.dump_choice(),
+            "value": encoded.value,
+            "choice": None if encoded.choice is None else encoded.choice.dump(),
             "erasures": [erasure.dump() for erasure in erasures],
             "mean_nda": average_of([score.nda for score in scores]),
             "agreement": average_of([score.agreement for score in scores]),
@@ -203,9 +199,9 @@ class Bench:
             "seconds": sum(value for step, value in steps.items() if step != "log"),
             "steps": steps,
             "peak_memory": max(peaks, default=None),
-            "passes": asdict(coding.passes),
-            "history": coding.history,
-            "refinements": [each.dump() for each in coding.refinements],
+            "passes": encoded.passes.dump(),
+            "history": encoded.history,
+            "refinements": [each.dump() for each in encoded.refinements],
         }
 
 
@@ -235,10 +231,10 @@ def _settings(recipe: Recipe, contender: Contender) -> dict[str, Any]:
     return {"coder": contender.coder, **own, **recorded_steps(used)}
 
 
-def _kept(recipe: Recipe, folder: Path, accelerator: Accelerator) -> dict[str, Row]:
+def _kept(recipe: Recipe, folder: Path, run: RunContext) -> dict[str, Row]:
     """Read the rows that are there; in all processes those that the main one sees."""
     found: dict[str, Row] = {}
-    if accelerator.is_main_process:
+    if run.processes.rank == 0:
         for contender, per_expert, seed in _plan(recipe):
             name = _name(contender, per_expert, seed)
             file = folder / ROWS / name

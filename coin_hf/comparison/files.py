@@ -6,7 +6,7 @@ from typing import Any
 
 from coin_hf.reports.comparison_figures import write_figures
 from coin_hf.reports.comparison_table import comparison_table
-from coin_hf.repository.work_folder import write_whole
+from coin_hf.repository.atomic import write_whole
 
 
 def save_comparison(result: dict[str, Any], folder: Path) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from coin_hf.hub.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 
 Row = dict[str, Any]
 

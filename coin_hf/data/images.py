@@ -4,18 +4,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import PIL.Image
-from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
-from huggingface_hub.errors import LocalEntryNotFoundError
+from datasets import ClassLabel, Dataset, Image, Value
 
+from coin_hf.data.opening import Datasets
 from coin_hf.errors import InputError
-from coin_hf.hub.client import COMMIT, local_folder, sentences
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 
 SHUFFLE_BUFFER = 1000
 """Rows of a streamed dataset among which the next one is drawn."""
@@ -74,7 +71,14 @@ class Row:
 class LabelledImages:
     """One split of one dataset; only rows that pass the label filter exist for its users."""
 
-    def __init__(self, name: str, block: DatasetBlock, split: str, num_classes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        block: DatasetBlock,
+        split: str,
+        num_classes: int,
+        datasets: Datasets | None = None,
+    ) -> None:
         """Open a split.
 
         Args:
@@ -82,12 +86,13 @@ class LabelledImages:
             block: Where it lies, its columns and its label filter.
             split: The split to open.
             num_classes: K; labels must lie below it.
+            datasets: What is open already; by default nothing.
 
         Raises:
             InputError: If the dataset, its split or its columns cannot be found.
         """
         self.name, self.split, self.num_classes = name, split, num_classes
-        data = _open(name, block, split)
+        data = (datasets or Datasets()).split(name, block, split)
         if data.features is None:
             raise InputError(
                 f"dataset '{name}' does not declare its columns when streamed: "
@@ -296,55 +301,9 @@ class LabelledImages:
             )
 
 
-def _open(name: str, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
-    folder = local_folder(block.path)
-    try:
-        if folder is not None and _saved_to_disk(folder):
-            saved = datasets.load_from_disk(str(folder))
-            if not isinstance(saved, Mapping):
-                saved = {str(saved.split or "train"): saved}
-            if split not in saved:
-                raise ValueError(f"Unknown split '{split}', expected one of {list(saved)}")
-            saved = saved[split]
-            return saved.to_iterable_dataset() if block.streaming else saved
-        with sentences(block.path, block.revision, "dataset"):
-            data = datasets.load_dataset(
-                block.path if folder is None else str(folder),
-                block.config,
-                split=split,
-                revision=block.revision if folder is None else None,
-                streaming=block.streaming,
-            )
-            if folder is None and not _is_commit(data, block.revision):
-                raise LocalEntryNotFoundError("the cache holds another commit")
-        return data
-    except InputError:
-        raise
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise InputError(
-            f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
-            f"{' '.join(str(cause).split())[:300]}"
-        ) from error
-
-
 def _known(label: int | None) -> int:
     """Write a label that is absent as `UNKNOWN`."""
     return UNKNOWN if label is None else label
-
-
-def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
-    """Say whether a Hub dataset is of the commit asked for.
-
-    Without a network, `datasets` takes the newest commit in its cache, whichever was asked for.
-    """
-    if revision is None or not COMMIT.fullmatch(revision) or not isinstance(data, Dataset):
-        return True
-    return all(Path(file["filename"]).parent.name == revision for file in data.cache_files)
-
-
-def _saved_to_disk(folder: Path) -> bool:
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
 def _described(features: Mapping[str, Any]) -> str:

@@ -9,14 +9,16 @@ from torch import Tensor
 from coin_hf.data.images import LabelledImages
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
+from coin_hf.networks.inputs import Inputs, count, stack, take
+from coin_hf.recipe.blocks import set_aside
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """P inputs, pooled over the experts' datasets in their order."""
 
-    inputs: Tensor
-    """Preprocessed images, shape (P, C, H, W)."""
+    inputs: Inputs
+    """What goes into the networks, shape (P, ...): preprocessed images, or a mapping of tensors."""
     labels: Tensor | None
     """Classes, shape (P,), used only to choose lambda; None where a dataset has no labels."""
     sources: Tensor
@@ -26,7 +28,7 @@ class Samples:
 
     def __len__(self) -> int:
         """Return P."""
-        return len(self.inputs)
+        return count(self.inputs)
 
     def split(self, share: float) -> tuple["Samples", "Samples"]:
         """Set aside a share of each expert's samples, the last ones drawn.
@@ -43,7 +45,7 @@ class Samples:
         """
         if share == 0:
             return self, self
-        aside = [int(round(share * len(rows), 9)) for rows in self.rows]
+        aside = [set_aside(share, len(rows)) for rows in self.rows]
         if not all(0 < n < len(rows) for n, rows in zip(aside, self.rows, strict=True)):
             raise InputError(
                 f"samples.held_out = {share:g} of {min(map(len, self.rows))} samples per expert "
@@ -60,7 +62,7 @@ class Samples:
         numbers = torch.arange(len(self)).split([len(rows) for rows in self.rows])
         kept = torch.cat([n[part] for n, part in zip(numbers, parts, strict=True)])
         return Samples(
-            inputs=self.inputs[kept],
+            inputs=take(self.inputs, kept),
             labels=None if self.labels is None else self.labels[kept],
             sources=self.sources[kept],
             rows=tuple(rows[part] for rows, part in zip(self.rows, parts, strict=True)),
@@ -94,7 +96,7 @@ def draw_samples(
     pooled = [row for rows in drawn for row in rows]
     labels = [row.label for row in pooled]
     return Samples(
-        inputs=torch.stack([preprocessing(row.image) for row in pooled]),  # (P, C, H, W)
+        inputs=stack([preprocessing(row.image) for row in pooled]),  # (P, ...)
         labels=None if None in labels else torch.tensor(labels),
         sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
         rows=tuple(tuple(row.position for row in rows) for rows in drawn),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
-from coin_hf.experts.finetuning import fit, freeze_batch_norm, write_timm
+from coin_hf.experts.finetuning import fit, freeze_batch_norm, write_timm_expert
 from coin_hf.experts.preprocessing import timm_preprocessing
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
@@ -229,7 +229,7 @@ def _save(model: nn.Module, folder: Path, architecture: str, of: str) -> None:
         f"# {architecture} for {of}\n"
         "Trained by `coin-hf demo` on scikit-learn's digits at 32x32.\n"
     )
-    write_timm(
+    write_timm_expert(
         folder,
         model,
         architecture,

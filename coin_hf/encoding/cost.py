@@ -1,11 +1,15 @@
-"""How much memory a step takes at its peak."""
+"""What a step costs: wall time, peak memory, and the machine it runs on."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from coin_hf.encoding.context import RunContext
 
 
 @dataclass
@@ -52,3 +56,33 @@ def _high_water() -> int | None:
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
     return None
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Record the wall time of a step.
+
+    Args:
+        seconds: Where to.
+        step: Under which name.
+
+    Yields:
+        Nothing.
+    """
+    start = time.perf_counter()
+    yield
+    seconds[step] = round(time.perf_counter() - start, 2)
+
+
+def machine(run: RunContext) -> dict[str, Any]:
+    """Say on what a run is made.
+
+    Args:
+        run: Where it computes.
+
+    Returns:
+        `device` and `processes`, as `result.json` holds them.
+    """
+    device = run.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "processes": run.processes.world}

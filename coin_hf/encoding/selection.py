@@ -1,8 +1,7 @@
-"""Choose a coder's one number on the samples: by NDA where they have labels, else by agreement."""
+"""Choose a coder's hyperparameter on the samples: by NDA, or without labels by agreement."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,30 +9,15 @@ from torch import Tensor
 from coin_hf.data.samples import Samples
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.patterns import erasure_patterns
-from coin_hf.evaluation.erasures import coding_errors, decode_missing, score
+from coin_hf.evaluation.scores import coding_errors, decode_missing, score
+from coin_hf.records.measurements import Choice
 
 LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """What `lam: auto` chooses from, the decades of arXiv:2409.01420."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen, by which measure, and what every candidate scored."""
-
-    value: float
-    by: str
-    """`nda` or `agreement`, on the samples, averaged over the missing experts."""
-    samples: int
-    """How many samples decided."""
-    scores: tuple[dict[str, float], ...]
-    """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
-
-    def dump(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {"by": self.by, "samples": self.samples, "scores": list(self.scores)}
-
-
 def choose(
+    key: str,
     candidates: Sequence[float],
     coded_logits: Callable[[float], Sequence[Tensor]],
     expert_logits: Sequence[Tensor],
@@ -41,7 +25,7 @@ def choose(
     code: ErasureCode,
     *,
     own: Sequence[Tensor] | None = None,
-) -> Choice:
+) -> tuple[float, Choice]:
     """Try each candidate on the samples and keep the best, one value for all coded models.
 
     Every pattern of up to M missing experts is tried, each expert missing in it judged on the
@@ -49,6 +33,7 @@ def choose(
     Equal ones are told apart by the smaller coding loss, then by order.
 
     Args:
+        key: What the recipe calls the hyperparameter.
         candidates: The values to try, at least one.
         coded_logits: Gives the M coded models' logits, each (P, K), on the samples for a value;
             called once for each, one forward pass of each model.
@@ -59,7 +44,7 @@ def choose(
             those of the draw with its number.
 
     Returns:
-        The choice.
+        The value, and how it was chosen.
     """
     if own is None:
         own = [samples.sources == i for i in range(len(expert_logits))]
@@ -67,9 +52,11 @@ def choose(
         {"value": value, **measure(coded_logits(value), expert_logits, samples, code, own=own)}
         for value in candidates
     ]
-    by = "nda" if all("nda" in entry for entry in scores) else "agreement"
+    by: Literal["nda", "agreement"] = (
+        "nda" if all("nda" in entry for entry in scores) else "agreement"
+    )
     best = max(scores, key=lambda entry: (entry[by], -entry["coding_loss"]))
-    return Choice(best["value"], by, len(samples), tuple(scores))
+    return best["value"], Choice(key=key, by=by, samples=len(samples), scores=scores)
 
 
 def measure(
@@ -94,7 +81,7 @@ def measure(
         patterns of missing experts.
     """
     found = []
-    for pattern in erasure_patterns(len(experts), code.coded)[0]:
+    for pattern in erasure_patterns(len(experts), code.num_coded)[0]:
         for i in pattern:
             mine = own[i]
             logits, c = [expert[mine] for expert in experts], [each[mine] for each in coded]

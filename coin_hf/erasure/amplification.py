@@ -40,9 +40,10 @@ def check_code(rows: Rows) -> None:
     if singular is not None:
         coded, missing = (", ".join(map(str, numbers)) for numbers in singular)
         raise ValueError(
-            f"betas is no erasure code: with experts {missing} missing, coded models {coded} "
-            "cannot tell them apart (the square of betas in those rows and columns is singular); "
-            f"change a row, or take one from `coin-hf code --experts {experts} --coded {len(rows)}`"
+            f"these betas are not an erasure code: experts {missing} cannot be recovered from "
+            f"coded models {coded} (the square of betas in those rows and columns is singular); "
+            f"change a row, or take them from `coin-hf design --experts {experts} --coded "
+            f"{len(rows)}`"
         )
 
 

@@ -48,24 +48,24 @@ class ErasureCode:
         """
         self.rows = rows_of(betas)
         """Coding weights, shape (M, N)."""
-        self.experts, self.coded = len(self.rows[0]), len(self.rows)
-        if self.experts < 2:
-            raise ValueError(f"an erasure code needs at least 2 experts, got {self.experts}")
+        self.num_experts, self.num_coded = len(self.rows[0]), len(self.rows)
+        if self.num_experts < 2:
+            raise ValueError(f"an erasure code needs at least 2 experts, got {self.num_experts}")
         check_code(self.rows)
         if losses is not None and (
-            len(losses) != self.coded or not all(0 <= loss < float("inf") for loss in losses)
+            len(losses) != self.num_coded or not all(0 <= loss < float("inf") for loss in losses)
         ):
             raise ValueError(
-                f"losses must be {self.coded} finite numbers >= 0, one for each coded model, got "
-                f"{list(losses)}"
+                f"losses must be {self.num_coded} finite numbers >= 0, one for each coded model, "
+                f"got {list(losses)}"
             )
         self.losses = None if losses is None else tuple(float(loss) for loss in losses)
         worst = worst_amplification(self.rows)
         if worst >= BAD:
             warnings.warn(
                 f"these betas are badly conditioned: decoding multiplies a coded model's error by "
-                f"up to {worst:.3g}; compare `coin-hf code --experts {self.experts} --coded "
-                f"{self.coded}`",
+                f"up to {worst:.3g}; compare `coin-hf design --experts {self.num_experts} --coded "
+                f"{self.num_coded}`",
                 stacklevel=2,
             )
 
@@ -85,7 +85,7 @@ class ErasureCode:
     @property
     def betas(self) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
         """The coding weights as one writes them: shape (N,) for M = 1, else (M, N)."""
-        return self.rows[0] if self.coded == 1 else self.rows
+        return self.rows[0] if self.num_coded == 1 else self.rows
 
     def __repr__(self) -> str:
         """Show the betas."""
@@ -109,7 +109,7 @@ class ErasureCode:
                 missing.
         """
         lost = _numbers([missing] if isinstance(missing, int) else missing)
-        there = tuple(range(self.coded)) if coded is None else _numbers(coded)
+        there = tuple(range(self.num_coded)) if coded is None else _numbers(coded)
         self._check_numbers(lost, there)
         if not lost:
             return 0.0
@@ -137,8 +137,10 @@ class ErasureCode:
         Raises:
             ValueError: If there are not N outputs.
         """
-        if len(outputs) != self.experts:
-            raise ValueError(f"expected the outputs of {self.experts} experts, got {len(outputs)}")
+        if len(outputs) != self.num_experts:
+            raise ValueError(
+                f"expected the outputs of {self.num_experts} experts, got {len(outputs)}"
+            )
         answers = dict(enumerate(outputs))
         dtype = outputs[0].dtype
         return {c: _weighted_sum(answers, row).to(dtype) for c, row in enumerate(self.rows)}
@@ -161,7 +163,7 @@ class ErasureCode:
             ValueError: If a number is out of range, shapes differ, or fewer coded answers came
                 than experts are missing.
         """
-        missing = tuple(i for i in range(self.experts) if i not in experts)
+        missing = tuple(i for i in range(self.num_experts) if i not in experts)
         there = _numbers(coded)
         self._check_numbers(_numbers(experts), there)
         if not missing:
@@ -204,10 +206,10 @@ class ErasureCode:
         """
         there = _numbers(coded)
         self._check_numbers(_numbers(experts), there)
-        if len(experts) < self.experts or not there:
+        if len(experts) < self.num_experts or not there:
             raise ValueError(
-                f"the check needs the answers of all {self.experts} experts and one coded model, "
-                f"got experts {sorted(experts)} and coded models {list(there)}"
+                f"the check needs the answers of all {self.num_experts} experts and one coded "
+                f"model, got experts {sorted(experts)} and coded models {list(there)}"
             )
         _check_shapes(experts, coded)
         total = None
@@ -248,8 +250,8 @@ class ErasureCode:
 
     def _check_numbers(self, experts: Sequence[int], coded: Sequence[int]) -> None:
         for what, numbers, size in (
-            ("expert", experts, self.experts),
-            ("coded model", coded, self.coded),
+            ("expert", experts, self.num_experts),
+            ("coded model", coded, self.num_coded),
         ):
             for number in numbers:
                 if not 0 <= number < size:

@@ -1,35 +1,16 @@
-"""What the samples say of the coded models: how far to trust each, and when to raise an alarm."""
+"""Measure coding losses (weights for decoding) and the corruption threshold."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from coin_hf.erasure.code import ErasureCode
-from coin_hf.evaluation.erasures import coding_errors
+from coin_hf.evaluation.scores import coding_errors
+from coin_hf.records.measurements import Calibration
 
 QUANTILE = 0.99
 """Share of the samples whose parity residual raises no alarm."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What `coin.json` records of a code's measured quality; no label and no test data enter."""
-
-    losses: tuple[float, ...]
-    """Coding loss of each coded model on the samples, shape (M,), in squared logits: decoding
-    weighs a coded answer by its inverse."""
-    threshold: float
-    """Parity residual above which complete answers count as corrupted: `QUANTILE` of the samples
-    lie below."""
-    samples: int
-    """How many samples decided."""
-
-    def dump(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {**asdict(self), "losses": list(self.losses), "quantile": QUANTILE}
 
 
 def calibrate(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureCode) -> Calibration:
@@ -47,4 +28,6 @@ def calibrate(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureC
     weighted = ErasureCode(code.rows, losses=losses)
     residuals = weighted.residual(dict(enumerate(experts)), dict(enumerate(coded))).double()
     threshold = torch.quantile(residuals, QUANTILE).item()
-    return Calibration(tuple(losses), threshold, len(residuals))
+    return Calibration(
+        losses=losses, threshold=threshold, samples=len(residuals), quantile=QUANTILE
+    )

@@ -1,7 +1,6 @@
 """The coded model as a network: the experts' parameters in, one more expert out."""
 
 import copy
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from coin_hf.coders import average_buffers
+from coin_hf.erasure.betas import Rows
 from coin_hf.experts.expert import Expert
 from coin_hf.experts.merged_config import merged_names, timm_config
 from coin_hf.hub.layout import coded_folder
@@ -20,25 +21,32 @@ from coin_hf.hub.layout import coded_folder
 def build_coded(
     experts: Sequence[Expert],
     parameters: Mapping[str, Tensor],
-    buffers: Mapping[str, Tensor],
     *,
+    betas: Sequence[float],
     number: int = 0,
 ) -> Expert:
     """Put coded parameters into a copy of expert 0's network.
 
+    Floating buffers (BatchNorm statistics) are averaged, integer ones are expert 0's.
+
     Args:
         experts: Aligned experts.
         parameters: theta_c by name.
-        buffers: The coded model's saved buffers by name.
+        betas: Coding weights, shape (N,).
         number: Which coded model it is, for messages.
 
     Returns:
         The coded model, in eval mode, on expert 0's device. Where the experts name a class
         differently, it carries all their names ("cat / truck").
+
+    Example:
+        theta = fisher_average([e.parameters for e in experts], fishers, betas=[0.5, 0.5], lam=1e-3)
+        build_coded(experts, theta, betas=[0.5, 0.5]).save_pretrained("merged")
     """
     first = experts[0]
     model: Any = copy.deepcopy(first.model)
-    load(model, parameters, buffers)
+    buffers = average_buffers([expert.buffers for expert in experts], betas=betas)
+    set_values(model, {**parameters, **buffers})
     names = merged_names([expert.label_names for expert in experts])
     if first.library == "timm":
         config = timm_config(first.config, first.num_classes, names)
@@ -59,19 +67,37 @@ def build_coded(
     )
 
 
+def build_all_coded(
+    experts: Sequence[Expert], thetas: Sequence[Mapping[str, Tensor]], rows: Rows
+) -> list[Expert]:
+    """Make the coded networks from their parameters.
+
+    Args:
+        experts: The N experts.
+        thetas: Parameters of each of the M coded models.
+        rows: Their betas, shape (M, N).
+
+    Returns:
+        The coded models.
+    """
+    return [
+        build_coded(experts, theta, betas=row, number=c)
+        for c, (theta, row) in enumerate(zip(thetas, rows, strict=True))
+    ]
+
+
 @torch.no_grad()
-def load(model: nn.Module, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+def set_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Copy parameters and saved buffers into a network, in place.
 
     Args:
         model: The network.
-        parameters: All its parameters by name.
-        buffers: All its saved buffers by name.
+        values: Some of its parameters and saved buffers by name.
     """
     state = model.state_dict()
-    targets = dict(model.named_parameters()) | {name: state[name] for name in buffers}
-    for name, value in (dict(parameters) | dict(buffers)).items():
-        targets[name].copy_(value)
+    targets = dict(model.named_parameters())
+    for name, value in values.items():
+        targets.get(name, state.get(name)).copy_(value)  # type: ignore[union-attr]  # it is there
 
 
 def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
@@ -83,8 +109,7 @@ def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
     """
     for number, model in enumerate(coded):
         place = folder / coded_folder(number)
-        place.mkdir(exist_ok=True)
-        _save(place, model)
+        model.save_pretrained(place)
 
 
 def as_stored(expert: Expert, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,17 +131,3 @@ def as_stored(expert: Expert, values: Mapping[str, Tensor]) -> dict[str, Tensor]
         model.save_pretrained(folder, state_dict={n: v.cpu() for n, v in values.items()})
         files = sorted(Path(folder).glob("*.safetensors"))
         return {name: value for file in files for name, value in load_file(file).items()}
-
-
-def _save(folder: Path, coded: Expert) -> None:
-    if coded.library == "transformers":
-        model: Any = coded.model
-        model.save_pretrained(folder)
-        coded.preprocessing.processor.save_pretrained(folder)
-        return
-    config = json.dumps(coded.config, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    # Tied weights share memory, which safetensors refuses to write.
-    state = {name: value.cpu().clone() for name, value in coded.model.state_dict().items()}
-    state = {name: value.contiguous() for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,33 +1,29 @@
-"""Experts: fine-tuned networks from the Hub or a folder, pinned, checked, in eval mode."""
+"""Experts: fine-tuned networks from the Hub, a folder or memory, checked, in eval mode."""
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
-from huggingface_hub import ModelCardData
-from huggingface_hub.repocard import RepoCard
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from PIL.Image import Image
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from coin_hf.errors import InputError
-from coin_hf.experts.merged_config import names_in
-from coin_hf.experts.preprocessing import (
-    Preprocessing,
-    timm_preprocessing,
-    transformers_preprocessing,
+from coin_hf.experts import timm_models, transformers_models
+from coin_hf.experts.checkpoint import (
+    Built,
+    check_weights,
+    function_of,
+    known_channels,
+    license_of,
+    read_config,
 )
+from coin_hf.experts.merged_config import names_in, timm_config
+from coin_hf.experts.preprocessing import Preprocessing, processor_preprocessing
 from coin_hf.hub.client import fetch, pin
 from coin_hf.hub.layout import CHECKPOINT_FILES
-from coin_hf.recipe.recipe import Library
-
-TIMM_OBJECTS = ("model_args", "pretrained_cfg")
-
-PICKLES = (".bin", ".pt", ".pth")
+from coin_hf.recipe.blocks import Library
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +35,10 @@ class Expert:
     """Hub id or folder, as given."""
     revision: str
     """Commit SHA on the Hub, or `sha256:...` of the folder."""
-    library: Literal["timm", "transformers"]
+    library: Literal["timm", "transformers", "torch"]
+    """Which library reads and writes it; `torch` for a module of no library."""
     config: dict[str, Any]
-    """The content of its config.json."""
+    """The content of its config.json; empty for transformers' and plain modules in memory."""
     architecture: dict[str, Any]
     """The settings that fix the network's function apart from its weights."""
     model: nn.Module
@@ -75,6 +72,120 @@ class Expert:
         every = self.model.named_parameters(remove_duplicate=False)
         return {name: first[id(value)] for name, value in every if first[id(value)] != name}
 
+    @classmethod
+    def from_module(
+        cls,
+        model: nn.Module,
+        *,
+        name: str,
+        label_names: tuple[str, ...] | list[str] | None = None,
+        processor: Any = None,
+        preprocessing: Callable[[Image], Tensor] | None = None,
+        num_classes: int | None = None,
+        model_args: Mapping[str, Any] | None = None,
+    ) -> "Expert":
+        """Take a network that is in memory already.
+
+        Args:
+            model: A classifier: of timm (`pretrained_cfg` gives its preprocessing), of
+                transformers, or any module that returns logits (B, K).
+            name: Its short name.
+            label_names: Its classes' names, K of them; by default those its library knows.
+            processor: A transformers network's image processor.
+            preprocessing: Image -> input tensor (C, H, W), for a module of no library.
+            num_classes: K, for a module of no library.
+            model_args: Arguments of `timm.create_model` beside the architecture's name and
+                `num_classes`, without which timm would build another network.
+
+        Returns:
+            The expert; it holds the module itself, put in eval mode.
+
+        Raises:
+            InputError: If K is not known, or there are not K names.
+        """
+        config: dict[str, Any] = {}
+        library: Literal["timm", "transformers", "torch"] = "torch"
+        named = None if label_names is None else tuple(label_names)
+        any_model: Any = model
+        if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
+            library, built = "timm", _timm_module(any_model, named, dict(model_args or {}), name)
+            given = {"architecture": built.architecture["architecture"]}
+            given |= {"model_args": dict(model_args)} if model_args else {}
+            given |= {"pretrained_cfg": _plain(any_model.pretrained_cfg)}
+            config = timm_config(given, built.num_classes, built.label_names)
+        elif hasattr(model, "config") and hasattr(model.config, "id2label"):
+            channels = known_channels(int(getattr(any_model.config, "num_channels", 3)), name)
+            prepare = processor_preprocessing(processor, channels)
+            library, built = "transformers", transformers_models.described(any_model, prepare)
+        elif num_classes is None:
+            raise InputError(f"expert '{name}' is of no library: say its `num_classes`")
+        else:
+            transform = Preprocessing({}, 3, preprocessing or _no_preprocessing)
+            built = Built(model, {"module": type(model).__name__}, num_classes, transform, named)
+        if named is not None and len(named) != built.num_classes:
+            raise InputError(
+                f"expert '{name}' has {built.num_classes} classes, but {len(named)} names came"
+            )
+        return cls._of(built, name, "", "", library, config, None, named)
+
+    @classmethod
+    def _of(
+        cls,
+        built: Built,
+        name: str,
+        repo: str,
+        revision: str,
+        library: Literal["timm", "transformers", "torch"],
+        config: dict[str, Any],
+        license_name: str | None,
+        label_names: tuple[str, ...] | None = None,
+    ) -> "Expert":
+        """Check the weights, and put the network in eval mode."""
+        for key, value in built.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"expert '{name}' has a value that is not finite in '{key}': "
+                    "use a checkpoint from before its training diverged"
+                )
+        built.model.eval()
+        return cls(
+            name=name,
+            repo=repo,
+            revision=revision,
+            library=library,
+            config=config,
+            architecture=built.architecture,
+            model=built.model,
+            num_classes=built.num_classes,
+            preprocessing=built.preprocessing,
+            label_names=label_names or built.label_names,
+            license=license_name,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network as its own library reads it: config.json and safetensors.
+
+        Args:
+            folder: Where to; made if it is not there. Files of these names are replaced.
+
+        Raises:
+            InputError: If the network is of no library.
+        """
+        folder = Path(folder)
+        if self.library == "torch":
+            raise InputError(
+                f"'{self.name}' is a plain module, which no library reads back: save its "
+                "`state_dict()` with safetensors, or make it a network of timm or transformers"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.library == "timm":
+            timm_models.write_timm(folder, self.model, self.config)
+            return
+        model: Any = self.model
+        model.save_pretrained(folder)
+        if self.preprocessing.processor is not None:
+            self.preprocessing.processor.save_pretrained(folder)
+
 
 def load_expert(
     repo_or_path: str,
@@ -105,198 +216,70 @@ def load_expert(
     name = name or Path(repo_or_path).name
     sha = pin(repo_or_path, revision)
     folder = fetch(repo_or_path, sha, CHECKPOINT_FILES)
-    config = _config(folder, name)
+    return read_expert(
+        folder, repo=repo_or_path, revision=sha, library=library, device=device, name=name
+    )
+
+
+def read_expert(
+    folder: Path,
+    *,
+    repo: str,
+    revision: str,
+    library: Library,
+    device: torch.device | str | None,
+    name: str,
+) -> Expert:
+    """Load an expert from a folder whose revision is known already, or does not matter.
+
+    Args:
+        folder: The checkpoint.
+        repo: Hub id or folder that it came from.
+        revision: Its revision.
+        library: Which library builds it; `auto` reads it from `config.json`.
+        device: Where the network goes; by default it stays on the CPU.
+        name: Its short name.
+
+    Returns:
+        The expert, in eval mode.
+
+    Raises:
+        InputError: As `load_expert`.
+    """
+    config = read_config(folder, name)
     if library == "auto":
         library = "timm" if "architecture" in config else "transformers"
-    _check_weights(folder, name)
-    build = _timm if library == "timm" else _transformers
+    check_weights(folder, name)
+    build = timm_models.build_timm if library == "timm" else transformers_models.build_transformers
     with torch.random.fork_rng(devices=[]):  # a network is built with random weights first
-        parts = build(folder, config, name)
-    expert = Expert(
-        name=name,
-        repo=repo_or_path,
-        revision=sha,
-        library=library,
-        config=config,
-        license=_license(folder),
-        **parts,
-    )
-    for key, value in expert.model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(
-                f"expert '{name}' has a value that is not finite in '{key}': "
-                "use a checkpoint from before its training diverged"
-            )
-    expert.model.eval().requires_grad_(False)
+        built = build(folder, config, name)
+    expert = Expert._of(built, name, repo, revision, library, config, license_of(folder))
+    expert.model.requires_grad_(False)
     if device is not None:
         expert.model.to(device)
     return expert
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def _timm_module(
+    model: Any, names: tuple[str, ...] | None, model_args: dict[str, Any], name: str
+) -> Built:
+    architecture = model.pretrained_cfg.get("architecture")
+    if not architecture:
         raise InputError(
-            f"expert '{name}' has no config.json: give a timm or transformers checkpoint"
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"expert '{name}': config.json is not JSON ({error}): download it again"
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError(f"expert '{name}': config.json must hold an object, got a list or value")
-    return config
-
-
-def _check_weights(folder: Path, name: str) -> None:
-    """Refuse a folder without readable safetensors, before any library opens it."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-        held = f"only pickles ({', '.join(pickles)})" if pickles else "no model.safetensors"
-        raise InputError(
-            f"expert '{name}' holds {held}: coin-hf reads safetensors alone, since a pickle can "
-            "run code; convert it at https://huggingface.co/spaces/safetensors/convert or with "
-            "safetensors.torch.save_file(torch.load(..., weights_only=True), 'model.safetensors')"
+            f"expert '{name}': its pretrained_cfg names no architecture: build it with "
+            "`timm.create_model`"
         )
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise InputError(
-                f"expert '{name}': {file.name} is damaged or cut short ({error}): "
-                "download or save it again"
-            ) from error
+    cfg = _plain(model.pretrained_cfg)
+    known = names_in({**cfg, "label_names": cfg.get("label_names")}, "timm", model.num_classes)
+    function = {"architecture": architecture, **function_of(model_args)}
+    return timm_models.described(model, function, names or known, name)
 
 
-def _timm(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    architecture = config.get("architecture")
-    model_args, pretrained_cfg = (dict(_object(config, key, name)) for key in TIMM_OBJECTS)
-    if not isinstance(architecture, str):
-        raise InputError(
-            f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
-            f"(got {architecture!r}): save it with timm's `save_for_hf`, or set `library`"
-        )
-    if not (folder / "model.safetensors").is_file():
-        raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
-    model_args.pop("num_classes", None)  # it stands beside `architecture`, and once is enough
-    if "num_classes" in config:
-        pretrained_cfg["num_classes"] = config["num_classes"]
-    try:
-        model: Any = timm.create_model(
-            architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"expert '{name}': timm {timm.__version__} cannot build '{architecture}' "
-            f"({error}): check config.json, or install a newer timm"
-        ) from error
-    state = load_file(folder / "model.safetensors")
-    if dtypes := {value.dtype for value in state.values() if value.dtype.is_floating_point}:
-        model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    _fit(model, state, name)
-    channels = model_args.get("in_chans") or model.pretrained_cfg["input_size"][0]
-    return {
-        "architecture": {"architecture": architecture, **_function(model_args)},
-        "model": model,
-        "num_classes": int(model.num_classes),
-        "preprocessing": timm_preprocessing(model.pretrained_cfg, _known_channels(channels, name)),
-        "label_names": names_in(config, "timm", int(model.num_classes)),
-    }
+def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep of a `pretrained_cfg` what JSON can hold and config.json needs."""
+    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
+    return {k: v for k, v in kept.items() if v is not None and k != "architecture"}
 
 
-def _object(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise InputError(
-            f"expert '{name}': `{key}` in config.json must be an object, got {value!r}"
-        )
-    return value
-
-
-def _fit(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load weights, or list every name and shape that does not fit."""
-    expected = model.state_dict()
-    faults = [f"missing '{key}'" for key in sorted(expected.keys() - state.keys())]
-    faults += [f"unexpected '{key}'" for key in sorted(state.keys() - expected.keys())]
-    faults += [
-        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if faults:
-        raise InputError(
-            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}"
-        )
-    model.load_state_dict(state)
-
-
-def _known_channels(channels: int, name: str) -> int:
-    if channels not in (1, 3):
-        raise InputError(
-            f"expert '{name}' takes images of {channels} channels: only 1 and 3 are supported"
-        )
-    return channels
-
-
-def _transformers(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    from transformers import AutoModelForImageClassification
-
-    try:
-        model, loading = AutoModelForImageClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"expert '{name}': transformers cannot load it as an image classifier "
-            f"({' '.join(str(error).split())[:300]})"
-        ) from error
-    faults = [f"missing '{key}'" for key in sorted(loading["missing_keys"])]
-    faults += [
-        f"'{key}' has shape {tuple(held)}, expected {tuple(expected)}"
-        for key, held, expected in sorted(loading["mismatched_keys"])
-    ]
-    if faults:
-        raise InputError(
-            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}; "
-            "give a checkpoint fine-tuned for image classification"
-        )
-    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    generic = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
-    channels = _known_channels(int(getattr(model.config, "num_channels", 3)), name)
-    return {
-        "architecture": _function(model.config.to_dict()),
-        "model": model,
-        "num_classes": int(model.config.num_labels),
-        "preprocessing": transformers_preprocessing(folder, name, channels),
-        "label_names": None if generic else tuple(labels),
-    }
-
-
-def _function(config: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a configuration what changes the network's function in eval mode."""
-    beside = ("label", "_name_or_path", "transformers_version", "dtype", "architectures", "drop")
-    return {
-        key: value
-        for key, value in config.items()
-        if not any(part in key for part in beside) and key != "problem_type"
-    }
-
-
-def _license(folder: Path) -> str | None:
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    try:
-        data = RepoCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (ValueError, YAMLError):
-        return None  # a card that is not valid YAML declares nothing
-    license_name = ModelCardData(**data.to_dict(), ignore_metadata_errors=True).license
-    return license_name if isinstance(license_name, str) else None
+def _no_preprocessing(image: Image) -> Tensor:
+    raise InputError("this network is a plain module without preprocessing: give input tensors")

@@ -1,17 +1,16 @@
 """Make experts: train with BatchNorm left alone, write the network as a timm repository."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from coin_hf.experts.timm_models import write_timm
 from coin_hf.networks.logits import call
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -83,7 +82,7 @@ def fit(
                 on_epoch(epoch + 1)
 
 
-def write_timm(
+def write_timm_expert(
     folder: Path,
     model: nn.Module,
     architecture: str,
@@ -112,7 +111,5 @@ def write_timm(
         "pretrained_cfg": pretrained_cfg,
         **({"model_args": model_args} if model_args else {}),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_timm(folder, model, config)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -77,10 +77,27 @@ def transformers_preprocessing(folder: Path, name: str, channels: int) -> Prepro
             "preprocessor_config.json, written by `AutoImageProcessor.save_pretrained`"
         ) from error
 
+    return processor_preprocessing(processor, channels)
+
+
+def processor_preprocessing(processor: Any, channels: int) -> Preprocessing:
+    """Return the preprocessing of a transformers image processor.
+
+    Args:
+        processor: The processor; None where there is none, then no image can be prepared.
+        channels: Channels of the network's input.
+
+    Returns:
+        What the processor does.
+    """
+
     def transform(image: Image) -> Tensor:
+        if processor is None:
+            raise InputError("this network has no image processor: give input tensors")
         return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    return Preprocessing(_plain(processor.to_dict()), channels, transform, processor)
+    settings = {} if processor is None else _plain(processor.to_dict())
+    return Preprocessing(settings, channels, transform, processor)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

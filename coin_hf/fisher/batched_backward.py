@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_hf.fisher.borrow import refresh
-from coin_hf.fisher.generic import Cotangents, add_generic, sample_count, take
-from coin_hf.fisher.rules import RULES
+from coin_hf.fisher.generic import Cotangents, add_generic
+from coin_hf.fisher.rules.table import RULES
 from coin_hf.fisher.tape import Shape, Tape
+from coin_hf.networks.inputs import count, take
 from coin_hf.networks.logits import call
 
 
@@ -63,7 +64,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     a cotangent on one sample leaves no gradient on the rows of the other.
 
     Args:
-        model: A borrowed model (see `state.borrowed`).
+        model: A borrowed model (see `borrow.borrowed`).
         inputs: At least one sample.
 
     Returns:
@@ -72,7 +73,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     Raises:
         OutOfMemoryError: If not even two samples fit.
     """
-    pair = take(inputs, [0, min(1, sample_count(inputs) - 1)])
+    pair = take(inputs, [0, min(1, count(inputs) - 1)])
     with torch.no_grad():
         alone = torch.cat([call(model, take(pair, slice(row, row + 1))) for row in (0, 1)])
     plan = Plan(dict(model.named_parameters()), alone[:1])
@@ -142,7 +143,7 @@ def add_chunk(
 
     Args:
         sums: Name -> running sum, of the parameter's shape; changed in place.
-        model: A borrowed model (see `state.borrowed`).
+        model: A borrowed model (see `borrow.borrowed`).
         inputs: P samples, a tensor or a dict of tensors with leading axis P.
         cotangents: (logits, positions in the chunk) -> vectors of shape (M, len(positions), K).
         plan: From `make_plan`; parameters are demoted here if this chunk uses them differently.
@@ -167,7 +168,7 @@ def _forward(
 ) -> tuple[Tape, Tensor]:
     """Run the model under a tape; only what the rules take requires a gradient."""
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
-    samples = sample_count(inputs)
+    samples = count(inputs)
 
     def accepts(name: str, shape: Shape) -> bool:
         if checking:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from coin_hf.networks.modes import restored
+
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
@@ -20,21 +22,14 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The same model.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    devices = sorted({p.device.index or 0 for p, _ in flags if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), restored(model):
         try:
             refresh(model)
-            for parameter, _ in flags:
-                parameter.requires_grad_(True)
+            model.requires_grad_(True)
             yield model
         finally:
             refresh(model)
-            for module, training in modes:
-                module.training = training
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
 
 
 def refresh(model: nn.Module) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from coin_hf.fisher.batched_backward import Plan
-from coin_hf.fisher.generic import take
-from coin_hf.networks.logits import to_device
+from coin_hf.networks.inputs import take, to_device
 
 CPU_GRADIENTS = 2**25
 """Bytes of gradients alive at once aimed at on a CPU: larger blocks only miss the caches. A

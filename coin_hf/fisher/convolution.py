@@ -1,4 +1,4 @@
-"""A convolution as the linear map it is, for any number of axes: its patches, its matrix."""
+"""A convolution as the matrix product it is where its maps are tiny, and what meets where."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coin_hf.fisher.vector_jacobian import linear_map, with_gradient
+from coin_hf.networks.patches import as_tuple, patches
 
 FEW = 16
 """Products of input and output positions up to which the dense matrix is faster than a convolution,
@@ -47,7 +48,7 @@ def convolve(
     n = weight.dim() - 2
     if groups == 1 and not weight.requires_grad and inputs.device.type == "cpu":
         if all(extent == 1 for extent in weight.shape[2:]) and padding in (0, (0,) * n, "valid"):
-            rows = _every(inputs.movedim(1, -1), _tuple(stride, n))
+            rows = _every(inputs.movedim(1, -1), as_tuple(stride, n))
             return linear_map(rows, weight.flatten(1), bias).movedim(-1, 1)
         if not once:
             output = _convolve_few(inputs, weight, bias, stride, padding, dilation)
@@ -131,8 +132,8 @@ def _settings(
 ) -> tuple[Any, ...]:
     """The same arguments in one form, that a cache can hold."""
     n = len(kernel)
-    pads = padding if isinstance(padding, str) else _tuple(padding, n)
-    return tuple(space), tuple(kernel), _tuple(stride, n), pads, _tuple(dilation, n)
+    pads = padding if isinstance(padding, str) else as_tuple(padding, n)
+    return tuple(space), tuple(kernel), as_tuple(stride, n), pads, as_tuple(dilation, n)
 
 
 @cache
@@ -160,60 +161,3 @@ def _taps(
         function = (F.conv1d, F.conv2d, F.conv3d)[len(kernel) - 1]
         extents = function(numbers, weight, None, stride, padding, dilation).shape[2:]
     return tuple(extents), [[(s - 1, d) for d, s in enumerate(row) if s > 0] for row in seen]
-
-
-def patches(
-    inputs: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
-) -> Tensor:
-    """Gather the patch of each output position.
-
-    Args:
-        inputs: Shape (B, C, *space), n axes of space.
-        kernel: Extents of the kernel, n of them.
-        stride: Of the convolution, one number or n.
-        padding: Of the convolution, one number or n or "same" or "valid".
-        dilation: Of the convolution, one number or n.
-
-    Returns:
-        Shape (B, T, C * taps): T output positions, channels before taps as in a weight.
-    """
-    n = len(kernel)
-    strides, dilations = _tuple(stride, n), _tuple(dilation, n)
-    inputs = F.pad(inputs, _pads(padding, kernel, dilations))
-    if all(extent == 1 for extent in kernel):
-        steps = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
-        return inputs[steps].flatten(2).transpose(1, 2)
-    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-    space = [
-        (extent - span) // step + 1
-        for extent, span, step in zip(inputs.shape[2:], spans, strides, strict=True)
-    ]
-    offsets = inputs.stride()
-    windows = inputs.as_strided(
-        (*inputs.shape[:2], *kernel, *space),
-        (
-            *offsets[:2],
-            *(o * d for o, d in zip(offsets[2:], dilations, strict=True)),
-            *(o * s for o, s in zip(offsets[2:], strides, strict=True)),
-        ),
-        inputs.storage_offset(),
-    )  # (B, C, *kernel, *space), overlapping views
-    return windows.flatten(2 + n).flatten(1, 1 + n).transpose(1, 2)
-
-
-def _pads(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    """Padding of each axis, last axis first, as F.pad wants it."""
-    if padding == "valid":
-        sides = [(0, 0) for _ in kernel]
-    elif padding == "same":
-        totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
-        sides = [(total // 2, total - total // 2) for total in totals]
-    else:
-        sides = [(pad, pad) for pad in _tuple(padding, len(kernel))]
-    return [pad for side in reversed(sides) for pad in side]
-
-
-def _tuple(value: Any, n: int) -> tuple[int, ...]:
-    """One number for all axes, or one each."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * n if len(values) == 1 else values

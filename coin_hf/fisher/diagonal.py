@@ -5,17 +5,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from coin_hf.fisher.batched_backward import add_chunk, make_plan
 from coin_hf.fisher.borrow import borrowed
 from coin_hf.fisher.checkpoint import Checkpoint, Partial
 from coin_hf.fisher.chunks import chunk_sizes, chunks, keep_freed_memory
 from coin_hf.fisher.estimators import Estimator, cotangents_for, resolve_estimator
-from coin_hf.fisher.generic import Cotangents, sample_count, take
+from coin_hf.fisher.generic import Cotangents
 from coin_hf.fisher.self_check import check_engine
 from coin_hf.fisher.squares import accumulator_dtype
-from coin_hf.networks.logits import to_device
+from coin_hf.networks.inputs import count, take, to_device
+from coin_hf.networks.processes import Processes
 
 
 @torch.inference_mode(False)  # the caller may be in it
@@ -23,8 +23,8 @@ def diagonal_fisher(
     model: nn.Module,
     inputs: Tensor | Mapping[str, Tensor],
     *,
-    estimator: Estimator = "exact",
-    probes: int = 1,
+    estimator: Estimator = "auto",
+    probes: int = 4,
     batch_size: int | None = None,
     seed: int = 0,
     accelerator: Any = None,
@@ -52,8 +52,8 @@ def diagonal_fisher(
         inputs: P samples: a tensor (P, ...), or a mapping of keyword arguments (P, ...), such as
             what a tokenizer returns. With an accelerator, the same P samples in every process.
         estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact up
-            to 64 classes.
-        probes: Random directions for each sample, used by `probe` only.
+            to 64 classes. As in a recipe.
+        probes: Random directions for each sample, used by `probe` only. As in a recipe.
         batch_size: Samples in one pass; by default what fits in memory.
         seed: Of the probes; a sample's probes depend on it and on the sample's position alone.
         accelerator: An `accelerate.Accelerator` whose processes share the samples out.
@@ -79,11 +79,11 @@ def diagonal_fisher(
                 [1., 4.]])
     """
     inputs = _plain(inputs)
-    total, parameters = sample_count(inputs), dict(model.named_parameters())
+    total, parameters = count(inputs), dict(model.named_parameters())
     _check(total, parameters, probes=probes, batch_size=batch_size)
     resolve_estimator(1, estimator)  # refuses an unknown name before anything is computed
     device = next(iter(parameters.values())).device
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    processes = Processes.of(accelerator)
     if self_check:
         check_engine(model, to_device(take(inputs, slice(0, 2)), device))
     partial = checkpoint.load() if checkpoint else None
@@ -95,22 +95,23 @@ def diagonal_fisher(
     def cotangents(logits: Tensor, indices: Sequence[int]) -> Tensor:
         return cotangents_for(logits, indices, estimator=estimator, probes=probes, seed=seed)
 
+    mine = processes.share(range(total))
     with borrowed(model):
         _add_samples(
             partial,
             model,
             inputs,
-            range(rank, total, world),
+            mine,
             cotangents,
             device=device,
             batch_size=batch_size,
             checkpoint=checkpoint,
-            progress=progress and rank == 0,
+            bar=processes.bar("Fisher", show=progress, unit="sample", total=len(mine)),
         )
     fisher = {}
     for name, value in partial.sums.items():
-        if world > 1:
-            value = accelerator.reduce(value.to(device), "sum")
+        if processes.world > 1:
+            value = processes.sum(value.to(device))
         fisher[name] = value.div_(total).cpu()
         # Nothing is negative, and `max` is NaN where there is one: one pass over the memory.
         if value.numel() and not fisher[name].max().isfinite():
@@ -131,7 +132,7 @@ def _add_samples(
     device: torch.device,
     batch_size: int | None,
     checkpoint: Checkpoint | None,
-    progress: bool,
+    bar: Any,
 ) -> None:
     """Add this process's samples, from where `partial` stands; cotangents go by global index."""
     if device.type == "cpu":
@@ -143,7 +144,7 @@ def _add_samples(
             partial.batch_size, partial.block = chunk_sizes(
                 plan, len(mine), vectors, batch_size=batch_size, device=device
             )
-    with tqdm(total=len(mine), desc="Fisher", unit="sample", disable=not progress) as bar:
+    with bar:
         bar.update(partial.done)
         for indices, chunk in chunks(inputs, mine[partial.done :], partial.batch_size, device):
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_hf.fisher.borrow import refresh
-from coin_hf.fisher.rules import batch_norm
+from coin_hf.fisher.rules.norms import batch_norm
 from coin_hf.fisher.tape import Tape
+from coin_hf.networks.inputs import count, take
 from coin_hf.networks.logits import call
 
 Cotangents = Callable[[Tensor, Sequence[int]], Tensor]  # (logits, positions) -> (M, P, K)
@@ -32,7 +33,7 @@ def add_generic(
 
     Args:
         sums: Name -> running sum, of the parameter's shape; changed in place.
-        model: A borrowed model (see `state.borrowed`).
+        model: A borrowed model (see `borrow.borrowed`).
         inputs: P samples, a tensor or a dict of tensors with leading axis P.
         cotangents: (logits, positions in the chunk) -> cotangents of shape (M, len(positions), K).
         parameters: Name -> parameter to cover.
@@ -41,7 +42,7 @@ def add_generic(
         return
     names, leaves = list(parameters), list(parameters.values())
     block = max(1, BLOCK // sum(leaf.numel() for leaf in leaves))
-    for position in range(sample_count(inputs)):
+    for position in range(count(inputs)):
         refresh(model)
         # Fused attention cannot be batched over cotangents; of the rules, one is for the forward.
         tape = Tape({F.batch_norm: batch_norm}, {}, {}, 1, lambda name, shape: False)
@@ -78,15 +79,3 @@ def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> S
         raise
     except RuntimeError:  # a custom autograd.Function without a vmap rule: one by one
         return [torch.stack(rows) for rows in zip(*map(one, vectors), strict=True)]
-
-
-def sample_count(inputs: Any) -> int:
-    """P of a tensor (P, ...) or a dict of them."""
-    return len(next(iter(inputs.values())) if isinstance(inputs, dict) else inputs)
-
-
-def take(inputs: Any, index: Any) -> Any:
-    """The samples at `index` (a slice or a list) of a tensor or a dict of tensors."""
-    if isinstance(inputs, dict):
-        return {name: value[index] for name, value in inputs.items()}
-    return inputs[index]

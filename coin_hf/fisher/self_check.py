@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from coin_hf.fisher.batched_backward import add_chunk, make_plan
 from coin_hf.fisher.borrow import borrowed
-from coin_hf.fisher.generic import add_generic, sample_count
+from coin_hf.fisher.generic import add_generic
 from coin_hf.fisher.probe import cotangents
+from coin_hf.networks.inputs import cast, count
 
 DIRECTIONS = 8
 """Cotangents compared: enough, since the engine treats all alike."""
@@ -33,8 +34,8 @@ def check_engine(model: nn.Module, inputs: Any) -> None:
         RuntimeError: If they differ; the parameters are named.
     """
     twin = copy.deepcopy(model).double()
-    inputs = _double(inputs)
-    samples = range(sample_count(inputs))
+    inputs = cast(inputs, torch.float64)
+    samples = range(count(inputs))
 
     def vectors(logits: Tensor, positions: Any) -> Tensor:
         classes = logits.shape[1]
@@ -66,9 +67,3 @@ def check_engine(model: nn.Module, inputs: Any) -> None:
             f"the Fisher of {', '.join(wrong)} differs from plain autograd on {len(samples)} "
             "samples: the model uses them in a way that the engine misreads; please report it"
         )
-
-
-def _double(inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return {name: _double(value) for name, value in inputs.items()}
-    return inputs.double() if inputs.is_floating_point() else inputs

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from coin_hf.fisher.squares import accumulator_dtype, pull_back
+from coin_hf.fisher.squares import Elementwise, accumulator_dtype, pull_back
 from coin_hf.fisher.vector_jacobian import ready_signature
 
 Shape = tuple[int, ...]
@@ -87,6 +87,15 @@ class Tape(TorchFunctionMode):
         """Whether `tensor` is a parameter that the rules may take, or derived from such."""
         return bool(self.sources(tensor))
 
+    def takes_any(self, *tensors: Any) -> bool:
+        """Whether it takes one of these."""
+        return any(self.takes(tensor) for tensor in tensors)
+
+    def detached(self, tensor: Any, *, direct: bool = False) -> Any:
+        """Without its gradient if the rules take it (`direct`: only a parameter), else as it is."""
+        takes = self.takes(tensor) and not (direct and self.is_derived(tensor))
+        return tensor.detach() if takes else tensor
+
     def is_derived(self, tensor: Any) -> bool:
         """Whether `tensor` is computed from parameters, not one itself."""
         return id(tensor) in self.derived
@@ -107,6 +116,23 @@ class Tape(TorchFunctionMode):
                 if tensor.requires_grad and id(tensor) not in self.names:
                     self.derived[id(tensor)] = (tensor, merged)
 
+    def _chosen(self, squares: dict[Any, Any]) -> dict[Any, Any]:
+        """Choose the squares of what may be taken, each parameter once.
+
+        A derived tensor is taken elementwise only, and by itself.
+        """
+        chosen: dict[Any, Any] = {}
+        done: set[int] = set()
+        for key, square in squares.items():
+            group = key if isinstance(key, tuple) else (key,)
+            direct = not isinstance(square, Elementwise)
+            if any(id(tensor) in done for tensor in group):
+                continue
+            if all(self.takes(t) and not (direct and self.is_derived(t)) for t in group):
+                chosen[key] = square
+                done.update(map(id, group))
+        return chosen
+
     def samplewise(self, tensor: Tensor) -> bool:
         """Whether the leading axis can hold R rows for each of the P samples."""
         return tensor.dim() > 0 and len(tensor) > 0 and len(tensor) % self.samples == 0
@@ -123,14 +149,15 @@ class Tape(TorchFunctionMode):
             output: Of a function applied to detached parameters, shape (P * R, ...).
             saved: Activations that the callbacks read.
             squares: Parameter, or tuple of parameters, -> callback (running sum of each, gradient
-                of shape (M, P * R, ...)); or derived tensor -> `Elementwise`.
+                of shape (M, P * R, ...)); or derived tensor -> `Elementwise`. What the rules may
+                not take is left out; of a parameter that comes twice, the first counts.
 
         Returns:
             What the model gets in place of `output`, or None if this is not a use to take.
         """
         shape = (len(output) // self.samples, *output.shape[1:])
         callbacks: list[tuple[list[str], Any]] = []
-        for key, square in squares.items():
+        for key, square in self._chosen(squares).items():
             group = key if isinstance(key, tuple) else (key,)
             if self.is_derived(key):
                 for name, parameter in self.sources(key).items():

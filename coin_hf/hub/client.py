@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -43,18 +44,33 @@ def local_folder(path: str) -> Path | None:
 
 
 def folder_revision(folder: Path) -> str:
-    """Return `sha256:` and a hash over the names and contents of all files of a folder."""
+    """Return `sha256:` and a hash over the names and contents of all files of a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The revision; hidden files (locks, a download's bookkeeping) do not count.
+    """
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in Path(name).parts):
-            continue  # a lock or a download's bookkeeping, not content
-        with file.open("rb") as stream:
-            content = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                content.update(block)
-        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+            continue
+        seen = file.stat()
+        known = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+        digest.update(f"{name}\0{_file_hash(file, known)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+@lru_cache(maxsize=1 << 14)
+def _file_hash(file: Path, known: tuple[int, ...]) -> str:
+    """Hash a file once for as long as the system says that it is the same: every write shows."""
+    content = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()
 
 
 def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
@@ -136,6 +152,27 @@ def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
         return folder
     with sentences(path, revision, "model"):
         return Path(snapshot_download(path, revision=revision, allow_patterns=allow_patterns))
+
+
+def locate(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
+    """Return a folder with the files of a model repository, at whatever revision is asked for.
+
+    Args:
+        path: A folder or a Hub id.
+        revision: Branch, tag, commit, or `sha256:...` of a folder; None for the newest, or for a
+            folder as it is, which is then not hashed.
+        allow_patterns: Which files to download; a folder is returned as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If it cannot be found or downloaded, or a folder has another revision.
+    """
+    folder = local_folder(path)
+    if folder is not None and revision is None:
+        return folder
+    return fetch(path, pin(path, revision), allow_patterns)
 
 
 @contextmanager

@@ -1,16 +1,15 @@
-"""Raw logits out of whatever a classifier returns."""
+"""Raw logits of a classifier, whatever it returns them in."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # coders need no processes to be imported
-    from accelerate import Accelerator
+from coin_hf.networks.inputs import Inputs, batches, fit_to
+from coin_hf.networks.processes import ALONE, Processes
 
 
-def call(model: nn.Module, inputs: Any) -> Tensor:
+def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """Run `model` on one batch and return its raw logits (no softmax).
 
     Args:
@@ -41,35 +40,23 @@ def call(model: nn.Module, inputs: Any) -> Tensor:
     return logits
 
 
-def to_device(inputs: Any, device: torch.device | str) -> Any:
-    """Move a tensor, or every tensor of a mapping, to `device`."""
-    if isinstance(inputs, Mapping):
-        return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-    return inputs.to(device, non_blocking=True)
-
-
 @torch.no_grad()
 def logits_of(
-    model: nn.Module, inputs: Tensor, *, batch_size: int, accelerator: "Accelerator | None" = None
+    model: nn.Module, inputs: Inputs, *, batch_size: int, processes: Processes = ALONE
 ) -> Tensor:
-    """Run `model` over all inputs, the batches shared out among the processes.
+    """Run a network over all inputs, the batches shared out among the processes.
 
     Args:
         model: A classifier in eval mode.
-        inputs: Shape (P, ...).
+        inputs: Shape (P, ...), a tensor or a mapping of tensors.
         batch_size: Inputs in one forward pass; what a batch holds does not depend on the number
             of processes.
-        accelerator: The processes; None for this one alone.
+        processes: Who shares the batches out.
 
     Returns:
         Logits of shape (P, K) on the CPU, the same in every process.
     """
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    device = next(model.parameters()).device
-    batches = list(enumerate(inputs.split(batch_size)))[rank::world]
-    parts = [(number, call(model, to_device(batch, device)).cpu()) for number, batch in batches]
-    if world > 1:
-        from accelerate.utils import gather_object
-
-        parts = gather_object(parts)
-    return torch.cat([logits for _, logits in sorted(parts, key=lambda part: part[0])])
+    numbered = processes.share(list(enumerate(batches(inputs, batch_size))))
+    parts = [(number, call(model, fit_to(batch, model)).cpu()) for number, batch in numbered]
+    parts = sorted(processes.gather(parts), key=lambda part: part[0])
+    return torch.cat([logits for _, logits in parts])

@@ -1,90 +1,42 @@
 """One expert's Fisher alone: computed, written, published for others to merge with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from huggingface_hub import CommitOperationAdd, HfApi
-
-from coin_hf.encoding.inputs import compute_fisher, draw
+from coin_hf.encoding.context import RunContext
+from coin_hf.encoding.fishers import compute_fisher
+from coin_hf.encoding.inputs import draw
+from coin_hf.encoding.pinning import pin_datasets
 from coin_hf.errors import InputError
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.fisher import resolve_estimator
-from coin_hf.hub.client import fetch, local_folder, pin, sentences
+from coin_hf.hub.client import locate
 from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
-from coin_hf.recipe.recipe import FisherRecipe
-from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
-from coin_hf.repository.folder import read_repository
-from coin_hf.repository.records import environment
+from coin_hf.recipe.blocks import FisherBlock
+from coin_hf.recipe.fisher_recipe import FisherRecipe
+from coin_hf.repository.atomic import whole_file
+from coin_hf.repository.fisher_files import drawn, fisher_metadata, fisher_path, write_fisher
+from coin_hf.repository.folder import read_records
+from coin_hf.repository.provenance import environment
+from coin_hf.repository.push import commit_files
 
-
-def fisher_recipe(
-    datasets: Sequence[str],
-    like: str | None,
-    *,
-    per_expert: int,
-    seed: int,
-    split: str,
-    fisher: dict[str, Any],
-    overrides: Sequence[str] = (),
-) -> FisherRecipe:
-    """Say what a Fisher is computed from: datasets, or the samples of a coded repository.
-
-    Args:
-        datasets: Hub ids or folders, one draw of samples from each; empty with `like`.
-        like: A coded repository whose samples are taken, so that the expert can join it.
-        per_expert: Samples from each dataset.
-        seed: Seed of their draw.
-        split: Split they are drawn from.
-        fisher: The recipe's `fisher`: estimator, probes, batch size, precision.
-        overrides: `datasets.NAME.key=value` changes; a dataset's name is its last part.
-
-    Returns:
-        The recipe, revisions pinned.
-
-    Raises:
-        InputError: If both or neither are given, or something cannot be found or is not valid.
-    """
-    if bool(datasets) == (like is not None):
-        raise InputError(
-            "say what the Fisher is computed on: either --dataset, once for each, or --like TARGET "
-            "for the samples of a coded model"
-        )
-    if like is not None:
-        folder = local_folder(like) or fetch(like, pin(like, None), [COIN_FILE, RESULT_FILE])
-        coin, _ = read_repository(folder, like)
-        samples = {key: value for key, value in coin["samples"].items() if key != "rows"}
-        samples.setdefault("draws", {e["name"]: e["dataset"] for e in coin["experts"]})
-        data = {"datasets": coin["datasets"], "samples": samples, "fisher": coin["fisher"]}
-        data["fisher"] = {**data["fisher"], "save": fisher["save"]}
-    else:
-        names = [Path(path).name for path in datasets]
-        for name in names:
-            if names.count(name) > 1:
-                raise InputError(f"two datasets are named '{name}': give them other folder names")
-        data = {
-            "datasets": {
-                name: {"path": path, "split": split}
-                for name, path in zip(names, datasets, strict=True)
-            },
-            "samples": {"per_expert": per_expert, "seed": seed},
-            "fisher": fisher,
-        }
-    recipe = FisherRecipe.make(data, overrides)
-    pinned = {
-        key: block.model_copy(update={"revision": pin(block.path, block.revision, "dataset")})
-        for key, block in recipe.datasets.items()
-    }
-    return recipe.model_copy(update={"datasets": pinned})
+FULL = {"save": True}
+"""The Fisher in full precision, its estimator by the number of classes."""
 
 
 def make_fisher(
     model: str,
-    recipe: FisherRecipe,
-    folder: Path,
+    folder: str | Path,
     *,
+    datasets: Sequence[str] = (),
+    like: str | None = None,
+    per_expert: int = 100,
+    seed: int = 0,
+    split: str = "train",
+    fisher: Mapping[str, Any] = FULL,
+    overrides: Sequence[str] = (),
     revision: str | None = None,
     name: str | None = None,
     progress: bool = False,
@@ -93,8 +45,14 @@ def make_fisher(
 
     Args:
         model: The expert: Hub id or folder.
-        recipe: What it is computed from.
         folder: Where `fisher/<expert>.safetensors` goes.
+        datasets: Hub ids or folders, one draw of samples from each; empty with `like`.
+        like: A coded repository whose samples are taken, so that the expert can join it.
+        per_expert: Samples from each dataset.
+        seed: Seed of their draw.
+        split: Split they are drawn from.
+        fisher: The recipe's `fisher`: estimator, probes, batch size; `save: half` for 16 bits.
+        overrides: `datasets.NAME.key=value` changes; a dataset's name is its last part.
         revision: The expert's revision.
         name: The expert's name; by default the last part of `model`.
         progress: Show a bar on stderr, in the main process.
@@ -103,30 +61,41 @@ def make_fisher(
         The file.
 
     Raises:
-        InputError: If the expert or a dataset is not usable, or the file cannot be written.
+        InputError: If the expert or a dataset is not usable, both or neither of `datasets` and
+            `like` are given, or the file cannot be written.
+
+    Example:
+        file = make_fisher("me/low", "fishers", datasets=["me/digits"])
+        publish_fisher(file, "me/low")
     """
-    accelerator = Accelerator()
-    with accelerator.main_process_first():
-        expert = load_expert(model, revision=revision, name=name, device=accelerator.device)
-    samples = draw(recipe, expert, accelerator)
+    recipe = _recipe(
+        datasets,
+        like,
+        samples={"per_expert": per_expert, "seed": seed},
+        split=split,
+        fisher=dict(fisher),
+        overrides=overrides,
+    )
+    run = RunContext(progress=progress)
+    with run.main_first():
+        expert = load_expert(model, revision=revision, name=name, device=run.device)
+    samples = draw(recipe, expert, run)
     fitting, _ = samples.split(recipe.samples.held_out)
-    found = compute_fisher(recipe, expert, fitting, accelerator, progress)
-    path = folder / fisher_path(expert.name)
-    if accelerator.is_main_process:
+    found = compute_fisher(recipe, expert, fitting, run)
+    path = Path(folder) / fisher_path(expert.name)
+    if run.processes.rank == 0:
+        rows = dict(zip(recipe.draws, samples.rows, strict=True))
         metadata = fisher_metadata(
             model=expert.repo,
             revision=expert.revision,
-            draws=draws_of(_record(recipe, samples.rows)),
-            estimator=_estimator(recipe, expert),
+            draws=drawn(recipe.draws, rows, recipe.datasets, recipe.samples.held_out),
+            estimator=_resolved(recipe, expert),
             versions=environment(),
             tied=expert.tied,
         )
-        draft = path.with_name(f".{path.name}")
-        try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft:
             write_fisher(draft, as_stored(expert, found), metadata)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
     return path
 
 
@@ -144,26 +113,52 @@ def publish_fisher(file: Path, repo_id: str, *, private: bool = False) -> str:
     Raises:
         InputError: If the Hub cannot be reached or refuses.
     """
-    path = f"{file.parent.name}/{file.name}"
-    with sentences(repo_id, None, "model"):
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path, file)],
-            commit_message=f"Add the diagonal Fisher of {file.stem}",
+    return commit_files(
+        repo_id,
+        {f"{file.parent.name}/{file.name}": file},
+        commit_message=f"Add the diagonal Fisher of {file.stem}",
+        private=private,
+    )
+
+
+def _recipe(
+    datasets: Sequence[str],
+    like: str | None,
+    *,
+    samples: dict[str, Any],
+    split: str,
+    fisher: dict[str, Any],
+    overrides: Sequence[str],
+) -> FisherRecipe:
+    """Say what a Fisher is computed from: datasets, or the samples of a coded repository."""
+    if bool(datasets) == (like is not None):
+        raise InputError(
+            "say what the Fisher is computed on: either --dataset, once for each, or --like TARGET "
+            "for the samples of a coded model"
         )
-    return str(commit.commit_url)
+    if like is not None:
+        coin, _ = read_records(locate(like, None, [COIN_FILE, RESULT_FILE]), like)
+        said = coin.dump()
+        said["samples"].pop("rows")
+        drawn_as = {**said["samples"], "draws": coin.draws}
+        data = {"datasets": said["datasets"], "samples": drawn_as}
+        data["fisher"] = {**said["fisher"], "save": fisher["save"]}
+    else:
+        names = [Path(path).name for path in datasets]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"two datasets are named '{name}': give them other folder names")
+        data = {
+            "datasets": {
+                name: {"path": path, "split": split}
+                for name, path in zip(names, datasets, strict=True)
+            },
+            "samples": samples,
+            "fisher": fisher,
+        }
+    return pin_datasets(FisherRecipe.make(data, overrides))
 
 
-def _record(recipe: FisherRecipe, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Return the samples as `coin.json` records them."""
-    datasets = {key: block.model_dump(mode="json") for key, block in recipe.datasets.items()}
-    drawn = {name: list(part) for name, part in zip(recipe.draws, rows, strict=True)}
-    samples = {"draws": recipe.draws, "rows": drawn, "held_out": recipe.samples.held_out}
-    return {"datasets": datasets, "samples": samples}
-
-
-def _estimator(recipe: FisherRecipe, expert: Expert) -> dict[str, Any]:
-    said = recipe.fisher.model_dump()
-    return {**said, "estimator": resolve_estimator(expert.num_classes, said["estimator"])}
+def _resolved(recipe: FisherRecipe, expert: Expert) -> FisherBlock:
+    estimator = resolve_estimator(expert.num_classes, recipe.fisher.estimator)
+    return recipe.fisher.model_copy(update={"estimator": estimator})

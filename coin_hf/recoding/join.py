@@ -4,19 +4,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from accelerate import Accelerator
 from torch import Tensor
 
-from coin_hf.encoding.inputs import compute_fisher, draw
+from coin_hf.encoding.context import RunContext
+from coin_hf.encoding.fishers import compute_fisher
+from coin_hf.encoding.inputs import draw
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored
-from coin_hf.experts.expert import Expert, load_expert
-from coin_hf.hub.client import fetch, pin
+from coin_hf.experts.expert import Expert, load_expert, read_expert
+from coin_hf.hub.client import fetch, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
-from coin_hf.recipe.recipe import ExpertBlock, Recipe
+from coin_hf.recipe import Recipe
+from coin_hf.recipe.blocks import ExpertBlock
+from coin_hf.records.coin import CoinRecord
 from coin_hf.repository.fisher_files import (
     check_fisher,
     draws_of,
@@ -26,14 +29,14 @@ from coin_hf.repository.fisher_files import (
     write_fisher,
 )
 from coin_hf.repository.mapped_tensors import weights_in
-from coin_hf.repository.records import environment
+from coin_hf.repository.provenance import environment
 
 
 @dataclass(frozen=True)
 class Joined:
     """What is known of an expert that joins."""
 
-    library: str
+    library: Literal["timm", "transformers"]
     license: str | None
     source: Path | None
     """The file that holds its Fisher, if it was made before."""
@@ -54,7 +57,7 @@ class Joined:
 
 def join(
     folder: Path,
-    coin: Mapping[str, Any],
+    coin: CoinRecord,
     recipe: Recipe,
     block: ExpertBlock,
     published: str | None,
@@ -81,33 +84,35 @@ def join(
     expert = load_expert(
         block.model, revision=block.revision, library=block.library, name=block.label
     )
-    check_alignment([load_expert(str(folder), name="coded model"), expert])
+    coded = read_expert(
+        folder, repo="", revision="", library="auto", device=None, name="coded model"
+    )
+    check_alignment([coded, expert])
     if published is not None:
         return _published(published, expert, coin)
-    accelerator = Accelerator()
-    samples = draw(recipe, expert, accelerator)
-    recorded = coin["samples"]["rows"]
-    if [list(rows) for rows in samples.rows] != list(recorded.values()):
+    run = RunContext(progress=progress)
+    samples = draw(recipe, expert, run)
+    if [list(rows) for rows in samples.rows] != list(coin.samples.rows.values()):
         raise InputError(
             "the datasets no longer give the samples that the coded model records: restore their "
             "revisions, or encode from a recipe"
         )
     fitting, _ = samples.split(recipe.samples.held_out)
-    found = compute_fisher(recipe, expert, fitting, accelerator, progress)
+    found = compute_fisher(recipe, expert, fitting, run)
     metadata = fisher_metadata(
         model=expert.repo,
         revision=expert.revision,
         draws=draws_of(coin),
-        estimator=coin["fisher"],
+        estimator=coin.fisher,
         versions=environment(),
         tied=expert.tied,
     )
-    return Joined(expert.library, expert.license, None, as_stored(expert, found), metadata)
+    return Joined(coin.library, expert.license, None, as_stored(expert, found), metadata)
 
 
-def _published(place: str, expert: Expert, coin: Mapping[str, Any]) -> Joined:
+def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
     """Take a Fisher that lies ready."""
-    folder = fetch(place, pin(place, None), [f"{FISHERS}/*"])
+    folder = locate(place, None, [f"{FISHERS}/*"])
     path = folder / fisher_path(expert.name)
     weights = fetch(expert.repo, expert.revision, CHECKPOINT_FILES)
     said = check_fisher(
@@ -117,4 +122,4 @@ def _published(place: str, expert: Expert, coin: Mapping[str, Any]) -> Joined:
         shapes=weights_in(weights, f"expert '{expert.name}'").shapes,
         samples_sha256=samples_hash(draws_of(coin)),
     )
-    return Joined(expert.library, expert.license, path, {}, said)
+    return Joined(coin.library, expert.license, path, {}, said)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
+from coin_hf.encoding.context import RunContext
 from coin_hf.encoding.inputs import draw
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.amplification import worst_amplification
@@ -29,11 +29,8 @@ from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.errors import InputError
 from coin_hf.evaluation.calibration import calibrate
-from coin_hf.experts.expert import load_expert
-from coin_hf.hub.layout import coded_folder
 from coin_hf.networks.logits import logits_of
 from coin_hf.recoding.recode import recode
-from coin_hf.repository.records import recipe_of
 
 By = Literal["error", "agreement"]
 FACTORS = (2.0, 1.5, 1.2)
@@ -107,14 +104,13 @@ def tune_betas(
             f"give one probability between 0 and 1 for each expert ({names}), got "
             f"{', '.join(f'{p:g}' for p in missing)}"
         )
-    recipe = recipe_of(ensemble.coin)
+    recipe = ensemble.coin.recipe
     if recipe.refine:
         raise InputError(
             f"'{target}' was refined, and betas are tried by re-coding, which does not refine: "
             "encode it without `refine`, tune that, and encode again with the betas found"
         )
-    samples = draw(recipe, experts[0], Accelerator())
-    inputs = samples.inputs.to(next(experts[0].model.parameters()).dtype)
+    inputs = draw(recipe, experts[0], RunContext()).inputs
     batch = recipe.evaluation.batch_size
     answers = [logits_of(expert.model, inputs, batch_size=batch).double() for expert in experts]
     found: dict[Rows, Proposal] = {}
@@ -125,10 +121,8 @@ def tune_betas(
                 place = Path(folder) / "coded"
                 recode(target, place, betas=betas)
                 coded = [
-                    logits_of(
-                        load_expert(str(place / coded_folder(c))).model, inputs, batch_size=batch
-                    ).double()
-                    for c in range(len(betas))
+                    logits_of(each.model, inputs, batch_size=batch).double()
+                    for each in CodedEnsemble.from_pretrained(place).coded_models
                 ]
             found[betas] = _expected(betas, answers, coded, missing)
             if progress is not None:
@@ -170,7 +164,7 @@ def _expected(
     losses = calibrate(experts, coded, ErasureCode(rows)).losses
     code = ErasureCode(rows, losses=losses)
     error = agreement = total = 0.0
-    for pattern in erasure_patterns(len(experts), code.coded)[0]:
+    for pattern in erasure_patterns(len(experts), code.num_coded)[0]:
         chance = prod(p if i in pattern else 1 - p for i, p in enumerate(missing))
         there = {i: f for i, f in enumerate(experts) if i not in pattern}
         for i, answer in code.decode(there, dict(enumerate(coded))).items():

@@ -5,8 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coin_hf.networks.inputs import Inputs, batches, fit_to, repeat_first
+from coin_hf.networks.linear_maps import LinearMap
+from coin_hf.networks.processes import Processes
 from coin_hf.refiners.layerwise import moved
-from coin_hf.refiners.lockstep import Stop, Unsuitable, passes
+from coin_hf.refiners.lockstep import Unsuitable, passes
 
 STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
 """What `strength: auto` tries: 10 ... 1e-4, two for each decade."""
@@ -15,7 +18,7 @@ STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
 @torch.no_grad()
 def refit_head(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     *,
     strength: float | None = None,
@@ -50,21 +53,23 @@ def refit_head(
     Raises:
         Unsuitable: If the model does not end in a linear map.
     """
-    names, features, logits = _features(model, inputs, batch_size, accelerator)
+    last, features, logits = _features(model, inputs, batch_size, Processes.of(accelerator))
     parameters = dict(model.named_parameters())
-    device = parameters[names[0]].device
+    device = parameters[last.name].device
     device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
     features = features.to(device, torch.float64)
     count, width = features.shape
     scale = features.square().mean().item() * count
     unit = (scale / count) ** 0.5 or 1.0  # of the bias's column: its ridge is then s P
-    if len(names) > 1:
+    if last.bias_name is not None:
         features = torch.cat([features, torch.full_like(features[:, :1], unit)], 1)
     residual = (targets - logits).to(features)
     change = _ridge(features, residual, scale, strength)
-    found = {names[0]: moved(parameters[names[0]], change[:width].T)}
-    if len(names) > 1:
-        found[names[1]] = moved(parameters[names[1]], unit * change[-1])
+    weight = parameters[last.name]
+    matrix = moved(last.matrix(weight), change[:width].T)
+    found = {last.name: (matrix.T if last.transposed else matrix).reshape(weight.shape)}
+    if last.bias_name is not None:
+        found[last.bias_name] = moved(parameters[last.bias_name], unit * change[-1])
     return found
 
 
@@ -91,28 +96,20 @@ def _ridge(features: Tensor, residual: Tensor, scale: float, strength: float | N
 
 
 def _features(
-    model: nn.Module, inputs: Tensor, batch_size: int, accelerator: Any
-) -> tuple[list[str], Tensor, Tensor]:
-    """Return the names of the last map's parameters, its input rows, and the logits."""
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    first = next(model.parameters())
-    names: list[str] = []
+    model: nn.Module, inputs: Inputs, batch_size: int, processes: Processes
+) -> tuple[LinearMap, Tensor, Tensor]:
+    """Return the last map (its input: one sample's), its input rows, and the logits."""
+    last, _ = _last(model, repeat_first(fit_to(inputs, model), 1))
     parts = []
-    for number, batch in list(enumerate(inputs.split(batch_size)))[rank::world]:
-        stop, logits = _last(model, batch.to(first.device, first.dtype))
-        names, rows = _names(stop), stop.rows(stop.input)
-        parts.append((number, rows.cpu(), logits.cpu()))
-    if world > 1:
-        from accelerate.utils import gather_object
-
-        parts = gather_object(parts)
-        names = max(gather_object([names]), key=len)
-    parts.sort(key=lambda part: part[0])
-    return names, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
+    for number, batch in processes.share(list(enumerate(batches(inputs, batch_size)))):
+        found, logits = _last(model, fit_to(batch, model))
+        parts.append((number, found.rows(found.input).cpu(), logits.cpu()))
+    parts = sorted(processes.gather(parts), key=lambda part: part[0])
+    return last, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
 
 
 @torch.no_grad()
-def find_head(model: nn.Module, inputs: Tensor) -> list[str]:
+def find_head(model: nn.Module, inputs: Inputs) -> list[str]:
     """Find the linear map that gives the logits.
 
     Args:
@@ -125,22 +122,17 @@ def find_head(model: nn.Module, inputs: Tensor) -> list[str]:
     Raises:
         Unsuitable: If the model does not end in a linear map.
     """
-    first = next(model.parameters())
-    stop, _ = _last(model, inputs.to(first.device, first.dtype))
-    return _names(stop)
+    last, _ = _last(model, fit_to(inputs, model))
+    return [last.name] if last.bias_name is None else [last.name, last.bias_name]
 
 
-def _names(stop: Stop) -> list[str]:
-    return [stop.weight] if stop.bias is None else [stop.weight, stop.bias]
-
-
-def _last(model: nn.Module, batch: Tensor) -> tuple[Stop, Tensor]:
+def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor]:
     """Run a batch; return the last map and the logits, which it must give."""
     with passes([model], batch) as [only]:
-        last: tuple[Stop, Tensor, int] | None = None
+        last: tuple[LinearMap, Tensor, int] | None = None
         stop = only.go()
         while stop is not None:
-            output = stop.run()
+            output = stop()
             last = stop, output, output._version
             stop = only.go(output)
         logits = only.logits

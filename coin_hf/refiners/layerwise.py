@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from coin_hf.networks.inputs import Inputs, concatenate, count, fit_to, take
+from coin_hf.networks.linear_maps import LinearMap
 from coin_hf.networks.matmul import product
-from coin_hf.refiners.lockstep import Pass, Stop, Unsuitable, find_maps, passes
+from coin_hf.networks.processes import Processes
+from coin_hf.refiners.lockstep import Pass, Unsuitable, find_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """What `strength: auto` tries for each map, in this order until the error grows again."""
@@ -21,8 +23,8 @@ ENTRIES = 2**24
 def refit_layers(
     model: nn.Module,
     experts: Sequence[nn.Module],
-    inputs: Tensor,
-    held_out: Tensor,
+    inputs: Inputs,
+    held_out: Inputs,
     *,
     betas: Sequence[float],
     strength: float | None = None,
@@ -31,7 +33,7 @@ def refit_layers(
 ) -> dict[str, Tensor]:
     """Refit the coded model's maps to the average of what the experts' maps give.
 
-    In forward order, for every dense two-dimensional convolution and every linear map, with z_c
+    In forward order, for every dense convolution and every linear map, with z_c
     the coded model's own input there (earlier maps already refitted) and a_i the output of expert
     i's map for the same sample:
 
@@ -50,7 +52,8 @@ def refit_layers(
     Args:
         model: The coded model, in eval mode; it is copied, not changed.
         experts: The N experts, of the same architecture, in eval mode.
-        inputs: Samples to fit to, shape (P, ...). With an accelerator, the same in every process.
+        inputs: Samples to fit to, a tensor (P, ...) or a mapping of tensors. With an accelerator,
+            the same in every process.
         held_out: Samples that choose, shape (Q, ...).
         betas: The coded model's weights, shape (N,).
         strength: s; None to choose among `STRENGTHS`.
@@ -64,46 +67,43 @@ def refit_layers(
     Raises:
         Unsuitable: If the networks do not go through the same maps, or there is none to refit.
     """
-    places = find_maps(model, inputs[:1])
+    places = find_maps(model, inputs)
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters())
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    first = next(iter(parameters.values()))
-    parts = [part[rank::world] for part in (inputs, held_out)]
+    processes = Processes.of(accelerator)
+    parts = [take(part, processes.part) for part in (inputs, held_out)]
     # One more at the end, which nothing counts: no process is without samples.
-    batch = torch.cat([*parts, inputs[:1]]).to(first.device, first.dtype)
-    split = [len(part) for part in parts]
+    batch = fit_to(concatenate([*parts, take(inputs, slice(0, 1))]), model)
+    split = [count(part) for part in parts]
     strengths = STRENGTHS if strength is None else (strength,)
-    silent = not progress or rank != 0
     done: set[str] = set()
-    with passes([*experts, model], batch) as every, tqdm(desc="refit", disable=silent) as bar:
+    with passes([*experts, model], batch) as every, processes.bar("refit", show=progress) as bar:
         stops = [each.go() for each in every]
         while True:
             *others, stop = stops
-            if any((o and o.weight) != (stop and stop.weight) for o in others):
+            if any((o and o.name) != (stop and stop.name) for o in others):
                 raise Unsuitable("the experts and the coded model do not go through the same maps")
             if stop is None:
                 break
-            answers = [other.run() for other in others if other is not None]
-            each = places.get(stop.weight, 0)
-            if stop.weight not in done and len(stop.input) == each * len(batch):
+            answers = [other() for other in others if other is not None]
+            each = places.get(stop.name, 0)
+            if stop.name not in done and len(stop.input) == each * count(batch):
                 residual = _mean(answers, betas)
-                residual -= stop.run().to(residual)
+                residual -= stop().to(residual)
                 ends = (0, each * split[0], each * sum(split))
                 normal = [_Normal(stop, residual, *ends[:2]), _Normal(stop, residual, *ends[1:])]
-                if world > 1:
-                    for part in normal:
-                        part.reduce(accelerator)
+                for part in normal:
+                    part.reduce(processes)
                 _refit(stop, parameters, normal, strengths)
                 del residual, normal
-                done.add(stop.weight)
+                done.add(stop.name)
                 bar.update()
-            answers.append(stop.run())
+            answers.append(stop())
             stops = _advance(every, answers)
     return {name: value.detach() for name, value in parameters.items()}
 
 
-def _advance(every: Sequence[Pass], answers: list[Tensor]) -> list[Stop | None]:
+def _advance(every: Sequence[Pass], answers: list[Tensor]) -> list[LinearMap | None]:
     """Let each pass go on, its answer dropped as soon as it is taken."""
     answers.reverse()
     return [each.go(answers.pop()) for each in every]
@@ -122,12 +122,12 @@ def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
 class _Normal:
     """The normal equations of one map over some samples: Gram matrix, right side, rows, error."""
 
-    def __init__(self, stop: Stop, residual: Tensor, begin: int, end: int) -> None:
+    def __init__(self, stop: LinearMap, residual: Tensor, begin: int, end: int) -> None:
         residual = stop.flat(residual)
         places = len(residual) // len(stop.input)
         device = "cpu" if residual.device.type == "mps" else residual.device  # it has no float64
         width = stop.rows(stop.input[:1]).shape[1]
-        inputs = width + (stop.bias is not None)
+        inputs = width + (stop.bias_name is not None)
         zero = torch.zeros((), dtype=torch.float64, device=device)
         self.gram = zero.new_zeros(inputs, inputs)
         self.right = zero.new_zeros(inputs, residual.shape[1])
@@ -138,8 +138,8 @@ class _Normal:
             missing = residual[low * places : high * places]
             self._add(stop, stop.rows(stop.input[low:high]).to(missing), missing)
 
-    def _add(self, stop: Stop, rows: Tensor, missing: Tensor) -> None:
-        if stop.bias is not None:
+    def _add(self, stop: LinearMap, rows: Tensor, missing: Tensor) -> None:
+        if stop.bias_name is not None:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
         alive = rows.any(0).nonzero().squeeze(1).to(self.gram.device)
         if len(alive) < rows.shape[1]:  # padding alone under some taps, where the image is small
@@ -149,10 +149,10 @@ class _Normal:
         self.count += len(rows)
         self.error += missing.square().sum().to(self.error)
 
-    def reduce(self, accelerator: Any) -> None:
+    def reduce(self, processes: Processes) -> None:
         """Sum over the processes."""
         for name in ("gram", "right", "count", "error"):
-            setattr(self, name, accelerator.reduce(getattr(self, name), "sum"))
+            setattr(self, name, processes.sum(getattr(self, name)))
 
     def solve(self, strength: float, bias: bool) -> Tensor:
         """Return the change of the weight (and bias), transposed: (inputs, outputs)."""
@@ -176,7 +176,7 @@ class _Normal:
 
 
 def _refit(
-    stop: Stop,
+    stop: LinearMap,
     parameters: Mapping[str, Tensor],
     normal: Sequence[_Normal],
     strengths: Sequence[float],
@@ -185,7 +185,7 @@ def _refit(
     fit, held_out = normal
     best, chosen = held_out.error.item(), None
     for strength in strengths:
-        change = fit.solve(strength, stop.bias is not None)
+        change = fit.solve(strength, stop.bias_name is not None)
         error = held_out.error_of(change)
         if error < best:
             best, chosen = error, change
@@ -193,11 +193,11 @@ def _refit(
             break
     if chosen is None:
         return
-    weight = parameters[stop.weight]
-    inputs = weight.flatten(1).shape[1]
-    weight.copy_(moved(weight, chosen[:inputs].T))
-    if stop.bias is not None:
-        bias = parameters[stop.bias]
+    matrix = stop.matrix(parameters[stop.name])
+    inputs = matrix.shape[1]
+    matrix.copy_(moved(matrix, chosen[:inputs].T))
+    if stop.bias_name is not None:
+        bias = parameters[stop.bias_name]
         bias.copy_(moved(bias, chosen[-1]))
 
 

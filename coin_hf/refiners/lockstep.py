@@ -1,45 +1,20 @@
 """Forward passes of several networks that go on together from one linear map to the next."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from coin_hf.coders.gram_matrices import patches
+from coin_hf.networks.inputs import Inputs, fit_to, repeat_first
+from coin_hf.networks.linear_maps import Intercept, LinearMap
 from coin_hf.networks.logits import call
 
 
 class Unsuitable(ValueError):
     """The networks do not suit a refiner."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stop:
-    """A dense convolution or linear map where a pass waits, before its output is computed."""
-
-    weight: str
-    """Name of the weight among the network's parameters."""
-    bias: str | None
-    """Name of the bias; None where there is none."""
-    input: Tensor
-    """What the map is applied to; its first axis runs over samples, or parts of samples."""
-    run: Callable[[], Tensor]
-    """Compute the output, with the parameters as they are when it is called."""
-    rows: Callable[[Tensor], Tensor]
-    """Write some of the input as rows, shape (n, m), that the weight (outputs, m) multiplies."""
-    channels: int
-    """The axis of the output's channels."""
-
-    def flat(self, output: Tensor) -> Tensor:
-        """Write an output in rows, shape (n, outputs)."""
-        return output.movedim(self.channels, -1).flatten(0, -2)
 
 
 class _Ended(BaseException):
@@ -49,7 +24,7 @@ class _Ended(BaseException):
 class Pass:
     """A forward pass that stops at every map. It has a thread, which runs only while awaited."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         """Prepare the pass; nothing runs yet.
 
         Args:
@@ -60,11 +35,11 @@ class Pass:
         self.logits: Tensor | None = None
         """The network's answer, once the pass is through."""
         self._failure: BaseException | None = None
-        self._stops: SimpleQueue[Stop | None] = SimpleQueue()
+        self._stops: SimpleQueue[LinearMap | None] = SimpleQueue()
         self._outputs: SimpleQueue[Tensor | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def go(self, output: Tensor | None = None) -> Stop | None:
+    def go(self, output: Tensor | None = None) -> LinearMap | None:
         """Go on to the next map.
 
         Args:
@@ -90,9 +65,10 @@ class Pass:
 
     def _work(self) -> None:
         try:
-            if self.inputs.is_cuda:  # a thread starts on device 0
-                torch.cuda.set_device(self.inputs.device)
-            with torch.no_grad(), _Maps(self.model, self._wait):
+            device = next(self.model.parameters()).device
+            if device.type == "cuda":  # a thread starts on device 0
+                torch.cuda.set_device(device)
+            with torch.no_grad(), Intercept(self.model, self._wait):
                 self.logits = call(self.model, self.inputs)
         except _Ended:
             return
@@ -100,7 +76,9 @@ class Pass:
             self._failure = error
         self._stops.put(None)
 
-    def _wait(self, stop: Stop) -> Tensor:
+    def _wait(self, stop: LinearMap) -> Tensor | None:
+        if not stop.owned:
+            return None
         self._stops.put(stop)
         output = self._outputs.get()
         if output is None:
@@ -109,14 +87,14 @@ class Pass:
 
 
 @torch.no_grad()
-def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
+def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
     """Find the maps whose input's first axis runs over the samples, by batches of two and three.
 
     Other maps, such as those of a table of positions, have as long an input for either.
 
     Args:
         model: A classifier in eval mode.
-        sample: One sample, shape (1, ...).
+        sample: One sample or more, shape (P, ...); the first is taken.
 
     Returns:
         By the name of the weight how many entries of the first axis belong to one sample (1, or
@@ -127,28 +105,27 @@ def find_maps(model: nn.Module, sample: Tensor) -> dict[str, int]:
         Unsuitable: If there is none.
     """
     lengths: list[dict[str, int]] = []
-    first = next(model.parameters())
     for size in (2, 3):
         found: dict[str, int] = {}
-        batch = sample.to(first.device, first.dtype).expand(size, *sample.shape[1:])
+        batch = repeat_first(fit_to(sample, model), size)
         with passes([model], batch) as [only]:
             stop = only.go()
             while stop is not None:
-                found.setdefault(stop.weight, len(stop.input))
-                stop = only.go(stop.run())
+                found.setdefault(stop.name, len(stop.input))
+                stop = only.go(stop())
         lengths.append(found)
     two, three = lengths
     maps = {name: n // 2 for name, n in two.items() if 3 * n == 2 * three.get(name, 0)}
     if not maps:
         raise Unsuitable(
-            f"{type(model).__name__} has no dense two-dimensional convolution or linear map: leave "
-            "the step `layerwise` out"
+            f"{type(model).__name__} has no dense convolution or linear map: leave the step "
+            "`layerwise` out"
         )
     return maps
 
 
 @contextmanager
-def passes(models: Sequence[nn.Module], inputs: Tensor) -> Iterator[list[Pass]]:
+def passes(models: Sequence[nn.Module], inputs: Inputs) -> Iterator[list[Pass]]:
     """Prepare a pass of each network, and end them all afterwards.
 
     Args:
@@ -164,69 +141,3 @@ def passes(models: Sequence[nn.Module], inputs: Tensor) -> Iterator[list[Pass]]:
     finally:
         for each in found:
             each.close()
-
-
-class _Maps(TorchFunctionMode):
-    """Hands every map of a network to `wait`, which gives its output."""
-
-    def __init__(self, model: nn.Module, wait: Callable[[Stop], Tensor]) -> None:
-        super().__init__()
-        self.names = {id(value): name for name, value in model.named_parameters()}
-        self.wait = wait
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        reader = READERS.get(func)
-        stop = None if reader is None else reader(self, func, *args, **kwargs)
-        return func(*args, **kwargs) if stop is None else self.wait(stop)
-
-    def linear(
-        self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> Stop | None:
-        return self._stop(
-            weight,
-            bias,
-            input,
-            lambda: func(input, weight, bias),
-            lambda part: part.flatten(0, -2),
-            -1,
-        )
-
-    def convolution(
-        self,
-        func: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Stop | None:
-        if groups > 1:
-            return None
-        return self._stop(
-            weight,
-            bias,
-            input,
-            lambda: func(input, weight, bias, stride, padding, dilation),
-            lambda part: patches(part, weight, stride, padding, dilation),
-            1,
-        )
-
-    def _stop(self, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
-        """Make the stop, unless the weight or bias is computed from parameters, or missing."""
-        name = self.names.get(id(weight))
-        shift = self.names.get(id(bias))
-        if name is None or (bias is not None and shift is None):
-            return None
-        return Stop(name, shift, *rest)
-
-
-READERS: dict[Any, Callable[..., Stop | None]] = {
-    F.linear: _Maps.linear,
-    F.conv2d: _Maps.convolution,
-}
-"""How each function's arguments are read."""

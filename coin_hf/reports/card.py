@@ -1,5 +1,6 @@
 """The model card, rendered from the result and nothing else."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -7,6 +8,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import rows_of
 from coin_hf.hub.layout import FIGURE, coded_folder
+from coin_hf.recipe.blocks import FisherBlock
+from coin_hf.records.result import ResultRecord
 from coin_hf.reports.tables import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
@@ -20,24 +23,24 @@ HOW = {
 """What each coder does."""
 
 
-def model_card(result: dict[str, Any], repo_id: str) -> ModelCard:
+def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelCard:
     """Render the card of a coded model.
 
     Args:
-        result: The content of `result.json`.
+        result: The result, or the content of its `result.json`.
         repo_id: The Hub id by which its code blocks load it.
 
     Returns:
         The card: metadata and text.
     """
+    result = ResultRecord.of(result)
     data = ModelCardData(
-        base_model=[e["model"] for e in result["experts"] if _on_hub(e["model"])] or None,
+        base_model=[e.model for e in result.experts if _on_hub(e.model)] or None,
         base_model_relation="merge",
-        library_name=result["library"],
+        library_name=result.library,
         pipeline_tag="image-classification",
-        tags=["merge", result["coder"].replace("_", "-"), "erasure-coding", "coin-hf"],
-        datasets=_unique(d["path"] for d in result["datasets"].values() if _on_hub(d["path"]))
-        or None,
+        tags=["merge", result.coder.replace("_", "-"), "erasure-coding", "coin-hf"],
+        datasets=_unique(d.path for d in result.datasets.values() if _on_hub(d.path)) or None,
         license=_common_license(result),
         model_name=repo_id.rpartition("/")[2],
         eval_results=_eval_results(result) or None,
@@ -54,21 +57,21 @@ def _on_hub(path: str) -> bool:
     return not path.startswith((".", "/", "~")) and path.count("/") <= 1
 
 
-def _common_license(result: dict[str, Any]) -> str | None:
-    licenses = {expert["license"] for expert in result["experts"]}
+def _common_license(result: ResultRecord) -> str | None:
+    licenses = {expert.license for expert in result.experts}
     return licenses.pop() if len(licenses) == 1 else None
 
 
-def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
-    datasets = {expert["name"]: expert["dataset"] for expert in result["experts"]}
+def _eval_results(result: ResultRecord) -> list[EvalResult]:
+    datasets = {expert.name: expert.dataset for expert in result.experts}
     found = []
-    for erasure in result["erasures"]:
-        if erasure["beside"]:
+    for erasure in result.erasures:
+        if erasure.beside:
             continue  # the card's table has them; an index has room for one number each
-        key = datasets[erasure["missing"]]
-        dataset = result["datasets"][key]
-        name = dataset["path"] if _on_hub(dataset["path"]) else key
-        nda = erasure["scores"][result["coder"]]["nda"]
+        key = datasets[erasure.missing]
+        dataset = result.datasets[key]
+        name = dataset.path if _on_hub(dataset.path) else key
+        nda = erasure.scores[result.coder].nda
         if nda is None:
             continue
         found.append(
@@ -76,24 +79,24 @@ def _eval_results(result: dict[str, Any]) -> list[EvalResult]:
                 task_type="image-classification",
                 dataset_type=name,
                 dataset_name=name,  # two parts of one dataset become one entry, so not the key
-                dataset_config=dataset.get("config"),
-                dataset_split=result["evaluation"]["split"],
-                dataset_revision=dataset["revision"],
+                dataset_config=dataset.config,
+                dataset_split=result.evaluation.split,
+                dataset_revision=dataset.revision,
                 metric_type="nda",
-                metric_name=f"NDA with '{erasure['missing']}' missing",
+                metric_name=f"NDA with '{erasure.missing}' missing",
                 metric_value=round(nda, 2),
             )
         )
     return found
 
 
-def _text(result: dict[str, Any], repo_id: str) -> str:
-    samples = result["samples"]
+def _text(result: ResultRecord, repo_id: str) -> str:
+    samples = result.samples
     experts = "\n".join(
-        f"| {cell(e['name'])} | {_link(e['model'])} | `{e['revision']}` | {cell(e['dataset'])} |"
-        for e in result["experts"]
+        f"| {cell(e.name)} | {_link(e.model)} | `{e.revision}` | {cell(e.dataset)} |"
+        for e in result.experts
     )
-    held = f", {samples['held_out']:.0%} of them held out" if samples["held_out"] else ""
+    held = f", {samples.held_out:.0%} of them held out" if samples.held_out else ""
     return f"""# {repo_id.rpartition("/")[2]}
 
 {_introduction(result)}
@@ -101,9 +104,9 @@ def _text(result: dict[str, Any], repo_id: str) -> str:
 ## How it was made
 | | |
 |---|---|
-| coder | `{result["coder"]}` |
+| coder | `{result.coder}` |
 {_betas(result)}
-{_settings(result)}{_refined(result)}| samples | P = {samples["count"]}, {samples["per_expert"]} from each expert's data, seed {samples["seed"]}{held}; no label enters the parameters |
+{_settings(result)}{_refined(result)}| samples | P = {samples.count}, {samples.per_expert} from each expert's data, seed {samples.seed}{held}; no label enters the parameters |
 
 | expert | repository | revision | dataset |
 |---|---|---|---|
@@ -121,25 +124,25 @@ apply to what is made of them.
 """
 
 
-def _introduction(result: dict[str, Any]) -> str:
-    experts, coded = len(result["experts"]), len(rows_of(result["betas"]))
-    trained = "" if result["coder"] == "distillation" else "without training "
+def _introduction(result: ResultRecord) -> str:
+    experts, coded = len(result.experts), len(rows_of(result.betas))
+    trained = "" if result.coder == "distillation" else "without training "
     if coded == 1:
-        return f"""A **coded model**: one more network, made {trained}from {experts} fine-tuned `{result["architecture"]}`
+        return f"""A **coded model**: one more network, made {trained}from {experts} fine-tuned `{result.architecture}`
 networks ("experts"). Its output approximates a weighted average of theirs, so when one expert is slow or
-down, its answer is computed from this model's answer and the others' — erasure-coded inference, {HOW[result["coder"]]}. On its own it is a classifier like any merged model."""
+down, its answer is computed from this model's answer and the others' — erasure-coded inference, {HOW[result.coder]}. On its own it is a classifier like any merged model."""
     folders = ", ".join(f"`{coded_folder(c)}`" for c in range(1, coded))
-    return f"""{coded} **coded models**, made {trained}from {experts} fine-tuned `{result["architecture"]}` networks ("experts"): one at
+    return f"""{coded} **coded models**, made {trained}from {experts} fine-tuned `{result.architecture}` networks ("experts"): one at
 the root of this repository, the others in {folders}. The output of each approximates another weighted average of
 theirs, so when up to {min(coded, experts)} experts are slow or down, their answers are computed from the coded models' and the
-others' — erasure-coded inference, {HOW[result["coder"]]}. On its own each is a
+others' — erasure-coded inference, {HOW[result.coder]}. On its own each is a
 classifier like any merged model."""
 
 
-def _betas(result: dict[str, Any]) -> str:
+def _betas(result: ResultRecord) -> str:
     """Render the rows of the table that tell the betas, and how much they amplify errors."""
-    names = [expert["name"] for expert in result["experts"]]
-    rows = rows_of(result["betas"])
+    names = [expert.name for expert in result.experts]
+    rows = rows_of(result.betas)
     lines = [
         ", ".join(f"{beta:g} ({cell(name)})" for beta, name in zip(row, names, strict=True))
         for row in rows
@@ -153,14 +156,14 @@ def _betas(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measurements(result: dict[str, Any]) -> str:
-    if not result["erasures"]:
+def _measurements(result: ResultRecord) -> str:
+    if not result.erasures:
         return """**Not measured.** These parameters were re-coded from the experts' saved Fishers, without data, by
 `coin-hf recode`; no accuracy is known until `coin-hf evaluate FOLDER --save` is run on them."""
-    run = result["run"]
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    run = result.run
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return f"""NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
-`{result["evaluation"]["split"]}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
+`{result.evaluation.split}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
 distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
 average (100 by construction); *no coded model* takes the other experts' answer as it is.
 
@@ -168,16 +171,16 @@ average (100 by construction); *no coded model* takes the other experts' answer 
 
 ![Normalized decoding accuracy by missing expert and method]({FIGURE})
 {_detection(result)}
-Run on {run["device"]}, {run["processes"]} process(es); {versions}. All numbers are rendered from `result.json`."""
+Run on {run.device}, {run.processes} process(es); {versions}. All numbers are rendered from `result.json`."""
 
 
-def _detection(result: dict[str, Any]) -> str:
-    found = result["detection"]
-    if not found:
+def _detection(result: ResultRecord) -> str:
+    found = result.detection
+    if not found or result.calibration is None:
         return ""
-    quantile = result["calibration"]["quantile"]
-    noticed = ", ".join(f"{100 * each['noticed']:.0f} % for {each['expert']}" for each in found)
-    alarms = ", ".join(f"{100 * each['false_alarms']:.1f} %" for each in found)
+    quantile = result.calibration.quantile
+    noticed = ", ".join(f"{100 * each.noticed:.0f} % for {each.expert}" for each in found)
+    alarms = ", ".join(f"{100 * each.false_alarms:.1f} %" for each in found)
     return f"""
 With all answers at hand, the parity check notices a corrupted one (not whose it is). Its threshold, {quantile:.0%} of
 the samples, gave false alarms for {alarms} of the test images; with one expert's logits shifted by one class
@@ -191,77 +194,73 @@ def _link(model: str) -> str:
     )
 
 
-def _settings(result: dict[str, Any]) -> str:
+def _settings(result: ResultRecord) -> str:
     """The rows of the table that belong to the coder alone."""
-    match result["coder"]:
-        case "coin":
-            rows = {
-                "λ": f"{result['lam']:g} ({_chosen(result)})",
-                "Fisher": _fisher(result["fisher"]),
-            }
-        case "task_arithmetic":
-            block = result["task_arithmetic"]
-            foundation = f"{_link(block['foundation'])}, revision `{block['revision']}`"
-            rows = {"foundation": foundation, "α": f"{block['alpha']:g} ({_chosen(result)})"}
-        case coder:
-            rows = {key: f"{value}" for key, value in result.get(coder, {}).items()}
+    rows: dict[str, str] = {}
+    if result.coder == "coin":
+        rows = {"λ": f"{result.lam:g} ({_chosen(result)})", "Fisher": _fisher(result.fisher)}
+    elif result.task_arithmetic is not None:
+        block = result.task_arithmetic
+        foundation = f"{_link(block.foundation)}, revision `{block.revision}`"
+        rows = {"foundation": foundation, "α": f"{block.alpha:g} ({_chosen(result)})"}
+    elif (settings := result.regmean or result.distillation) is not None:
+        rows = {key: f"{value}" for key, value in settings.model_dump().items()}
     return "".join(f"| {key} | {value} |\n" for key, value in rows.items())
 
 
-def _refined(result: dict[str, Any]) -> str:
+def _refined(result: ResultRecord) -> str:
     """The rows of the table that tell the steps behind the coder."""
-    several = len(rows_of(result["betas"])) > 1
+    several = len(rows_of(result.betas)) > 1
     lines = []
-    if "augment" in result:
-        block = result["augment"]
-        kinds = ", ".join(block["transforms"])
-        what = "distillation" if result["coder"] == "distillation" else "RegMean"
-        users = [what] if result["coder"] in ("regmean", "distillation") else []
-        users += ["the steps of `refine`"] if result.get("refinements") else []
+    if result.augment is not None:
+        block = result.augment
+        kinds = ", ".join(block.transforms)
+        what = "distillation" if result.coder == "distillation" else "RegMean"
+        users = [what] if result.coder in ("regmean", "distillation") else []
+        users += ["the steps of `refine`"] if result.refinements else []
         lines.append(
-            f"| copies | {block['copies']} of each sample ({kinds}), for {' and '.join(users)} |\n"
+            f"| copies | {block.copies} of each sample ({kinds}), for {' and '.join(users)} |\n"
         )
-    for each in result.get("refinements", ()):
-        of = f" of coded model {each['coded']}" if several else ""
+    for each in result.refinements or ():
+        of = f" of coded model {each.coded}" if several else ""
         losses = [
-            "no number" if each[key] is None else f"{each[key]:.4g}" for key in ("before", "after")
+            "no number" if loss is None else f"{loss:.4g}" for loss in (each.before, each.after)
         ]
-        verdict = "kept" if each["kept"] else "dropped"
+        verdict = "kept" if each.kept else "dropped"
         lines.append(
-            f"| refining{of} | `{each['step']}` on {each['samples']} inputs, {verdict}: coding loss "
-            f"{' → '.join(losses)} on {each['held_out']} samples that the step did not see |\n"
+            f"| refining{of} | `{each.step}` on {each.samples} inputs, {verdict}: coding loss "
+            f"{' → '.join(losses)} on {each.held_out} samples that the step did not see |\n"
         )
     return "".join(lines)
 
 
-def _chosen(result: dict[str, Any]) -> str:
-    before = result.get("recoded_from")
+def _chosen(result: ResultRecord) -> str:
+    before = result.recoded_from
     if before is not None:
-        return "kept when re-coding" if before["lam"] == result["lam"] else "given when re-coding"
-    choice = result["choice"]
+        return "kept when re-coding" if before.lam == result.lam else "given when re-coding"
+    choice = result.choice
     if choice is None:
         return "given in the recipe"
-    values = ", ".join(f"{entry['value']:g}" for entry in choice["scores"])
-    by = "NDA" if choice["by"] == "nda" else choice["by"]
-    return f"best {by} among {values} on {choice['samples']} samples, no test data"
+    values = ", ".join(f"{entry['value']:g}" for entry in choice.scores)
+    by = "NDA" if choice.by == "nda" else choice.by
+    return f"best {by} among {values} on {choice.samples} samples, no test data"
 
 
-def _fisher(used: dict[str, Any]) -> str:
-    if used["estimator"] == "exact":
+def _fisher(used: FisherBlock) -> str:
+    if used.estimator == "exact":
         return "exact diagonal, raw logits"
-    return f"diagonal estimated with {used['probes']} random probes for each sample, raw logits"
+    return f"diagonal estimated with {used.probes} random probes for each sample, raw logits"
 
 
-def _points(result: dict[str, Any]) -> str:
-    singles = [e for e in result["erasures"] if not e["beside"]]
-    return ", ".join(f"{e['points']} images for {e['missing']}" for e in singles)
+def _points(result: ResultRecord) -> str:
+    return ", ".join(f"{e.points} images for {e.missing}" for e in result.singles)
 
 
-def _others(result: dict[str, Any], repo_id: str) -> str:
+def _others(result: ResultRecord, repo_id: str) -> str:
     """Show how plain libraries load a coded model that lies in a subfolder."""
-    if len(rows_of(result["betas"])) == 1:
+    if len(rows_of(result.betas)) == 1:
         return ""
-    if result["library"] == "timm":  # its hf-hub: names know no subfolder
+    if result.library == "timm":  # its hf-hub: names know no subfolder
         return f"""
 from huggingface_hub import snapshot_download
 
@@ -275,9 +274,9 @@ another = AutoModelForImageClassification.from_pretrained("{repo_id}", subfolder
 """
 
 
-def _usage(result: dict[str, Any], repo_id: str) -> str:
+def _usage(result: ResultRecord, repo_id: str) -> str:
     blocks = []
-    if result["library"] == "timm":
+    if result.library == "timm":
         blocks.append(f"""With timm:
 ```python
 import timm
@@ -291,8 +290,8 @@ from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id}")
 classify(Image.new("RGB", (64, 64)))  # your image
-{_others(result, repo_id) if result["library"] == "transformers" else ""}```''')
-    missing = result["experts"][-1]["name"]
+{_others(result, repo_id) if result.library == "transformers" else ""}```''')
+    missing = result.experts[-1].name
     blocks.append(f'''Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
 ```python
 from coin_hf import CodedEnsemble
@@ -300,6 +299,6 @@ from PIL import Image
 
 ensemble = CodedEnsemble.from_pretrained("{repo_id}", experts=True)
 x = ensemble.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)  # your image
-logits = ensemble(x, missing=[{len(result["experts"]) - 1}])  # one tensor for each expert, the missing one decoded
+logits = ensemble(x, missing=[{len(result.experts) - 1}])  # one tensor for each expert, the missing one decoded
 ```''')
     return "\n\n".join(blocks)

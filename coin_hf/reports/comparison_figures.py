@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coin_hf.hub.layout import NO_CODED_MODEL
+from coin_hf.evaluation.methods import NO_CODED_MODEL
 from coin_hf.reports.comparison_table import title
 
 COLORS = {

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from coin_hf.hub.layout import NO_CODED_MODEL, OUTPUT_AVERAGE
-from coin_hf.reports.tables import TITLES, cell
+from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.reports.tables import TITLES, aligned
 
 Style = Literal["plain", "markdown", "latex"]
 
@@ -44,14 +44,7 @@ def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
         ndas = [_number(found["nda"][expert], "{:.1f}") for expert in experts]
         mean = _number(found["mean_nda"], "{:.1f}")
         rows.append([TITLES[name], *("" for _ in counted), *ndas, mean, *[""] * 7])
-    match style:
-        case "plain":
-            return _plain(head, rows)
-        case "markdown":
-            lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-            return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in lines)
-        case "latex":
-            return _latex(head, rows)
+    return _latex(head, rows) if style == "latex" else aligned(head, rows, style, text=1)
 
 
 def title(entry: dict[str, Any]) -> str:
@@ -96,18 +89,6 @@ def _chosen(entry: dict[str, Any], style: Style) -> str:
 
 def _number(value: float | None, form: str, scale: float = 1.0) -> str:
     return "n/a" if value is None else form.format(scale * value)
-
-
-def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if i == 0 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in lines
-    )
 
 
 def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from coin_hf.errors import InputError
+from coin_hf.hub.client import locate
 from coin_hf.hub.layout import FISHERS
+from coin_hf.recipe.blocks import DatasetBlock, FisherBlock, set_aside
+from coin_hf.records.coin import CoinRecord
+from coin_hf.repository.atomic import whole_file
+from coin_hf.repository.provenance import environment
 
 FISHER_FORMAT = "1"
 Precision = Literal["half"] | bool
@@ -67,7 +72,7 @@ def samples_hash(draws: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def draws_of(coin: Mapping[str, Any]) -> list[dict[str, Any]]:
+def draws_of(coin: CoinRecord) -> list[dict[str, Any]]:
     """Return the draws on which the Fishers of a coded repository were taken.
 
     Args:
@@ -77,13 +82,32 @@ def draws_of(coin: Mapping[str, Any]) -> list[dict[str, Any]]:
         One entry for each draw: the dataset's path, revision, configuration, split, and the rows
         used, without those held out.
     """
-    keys = coin["samples"].get("draws") or {e["name"]: e["dataset"] for e in coin["experts"]}
+    return drawn(coin.draws, coin.samples.rows, coin.datasets, coin.samples.held_out)
+
+
+def drawn(
+    draws: Mapping[str, str],
+    rows: Mapping[str, Sequence[int]],
+    datasets: Mapping[str, DatasetBlock],
+    held_out: float,
+) -> list[dict[str, Any]]:
+    """Describe draws of samples by what decides the inputs.
+
+    Args:
+        draws: The dataset of each draw, by name.
+        rows: The rows of each draw, by name.
+        datasets: The datasets by name.
+        held_out: Share of each draw that is kept from the Fisher.
+
+    Returns:
+        As `draws_of`.
+    """
     found = []
-    for name, rows in coin["samples"]["rows"].items():
-        block = coin["datasets"][keys[name]]
-        used = len(rows) - int(coin["samples"].get("held_out", 0) * len(rows))
-        known = {key: block.get(key) for key in ("path", "revision", "config", "split")}
-        found.append({**known, "rows": list(rows[:used])})
+    for name, positions in rows.items():
+        said = datasets[draws[name]].model_dump(mode="json")
+        used = len(positions) - set_aside(held_out, len(positions))
+        known = {key: said.get(key) for key in ("path", "revision", "config", "split")}
+        found.append({**known, "rows": list(positions[:used])})
     return found
 
 
@@ -93,7 +117,7 @@ def fisher_metadata(
     revision: str,
     draws: Sequence[Mapping[str, Any]],
     versions: Mapping[str, str],
-    estimator: Mapping[str, Any],
+    estimator: FisherBlock,
     tied: Mapping[str, str],
 ) -> dict[str, str]:
     """Build what a Fisher's file says of its origin.
@@ -103,7 +127,7 @@ def fisher_metadata(
         revision: Its commit SHA, or `sha256:...` of the folder.
         draws: The samples, from `draws_of`.
         versions: Package versions.
-        estimator: How it was computed: the recipe's `fisher`.
+        estimator: How it was computed: the recipe's `fisher`, `auto` resolved.
         tied: Names of parameters that are another one's tensor, with that one's name.
 
     Returns:
@@ -115,8 +139,8 @@ def fisher_metadata(
         "coin_hf_fisher": FISHER_FORMAT,
         "model": place,
         "revision": revision,
-        "estimator": str(estimator["estimator"]),
-        **({"probes": str(estimator["probes"])} if estimator["estimator"] == "probe" else {}),
+        "estimator": estimator.estimator,
+        **({"probes": str(estimator.probes)} if estimator.estimator == "probe" else {}),
         "samples": str(sum(len(draw["rows"]) for draw in draws)),
         "samples_sha256": samples_hash(draws),
         "datasets": json.dumps(
@@ -138,6 +162,84 @@ def write_fisher(path: Path, fisher: Mapping[str, Tensor], metadata: dict[str, s
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
     save_file(values, path, metadata=metadata)
+
+
+def save_fisher(
+    path: str | Path,
+    fisher: Mapping[str, Tensor],
+    *,
+    model: str = "",
+    revision: str = "",
+    precision: Precision = True,
+) -> None:
+    """Write one expert's Fisher as a file of its own, whole or not at all.
+
+    A Fisher that others shall code with must also say on which samples it was taken: make it with
+    `coin-hf fisher`, or with `fisher: {save: true}` in a recipe.
+
+    Args:
+        path: The file, such as `fisher/low.safetensors`.
+        fisher: Diagonal Fisher by parameter name, from `diagonal_fisher`.
+        model: The expert's Hub id or folder, for the file's metadata.
+        revision: Its commit SHA.
+        precision: `half` rounds to bfloat16.
+    """
+    metadata = {
+        "format": "pt",
+        "coin_hf_fisher": FISHER_FORMAT,
+        "model": model,
+        "revision": revision,
+        "tied": "{}",
+        "samples_sha256": "",
+        "versions": json.dumps(environment()),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as draft:
+        write_fisher(draft, rounded(fisher, precision), metadata)
+
+
+def load_fisher(
+    repo_or_path: str | Path, expert: str | None = None, *, revision: str | None = None
+) -> dict[str, Tensor]:
+    """Read one expert's Fisher.
+
+    Args:
+        repo_or_path: A Hub id or a folder that holds `fisher/<expert>.safetensors`, such as a coded
+            model's or the expert's own; or the file itself.
+        expert: The expert's name; by default the only one whose Fisher is there.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        By the names of the expert's checkpoint a tensor of the parameter's shape, float32 (float64
+        where it was saved so), for `fisher_average`.
+
+    Raises:
+        InputError: If there is none, several are there and `expert` is not said, or the file is
+            damaged or no Fisher.
+    """
+    path = Path(repo_or_path).expanduser()
+    if not path.is_file():
+        folder = locate(str(repo_or_path), revision, [f"{FISHERS}/*"])
+        held = sorted(file.stem for file in (folder / FISHERS).glob("*.safetensors"))
+        if expert is None and len(held) == 1:
+            path = folder / FISHERS / f"{held[0]}.safetensors"
+        elif expert is not None and (folder / fisher_path(expert)).is_file():
+            path = folder / fisher_path(expert)
+        else:
+            which = f"no Fisher of '{expert}'" if expert else "no single Fisher"
+            listed = ", ".join(map(unquote, held)) or "none"
+            raise InputError(f"'{repo_or_path}' holds {which}: it has {listed}; name an expert")
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is damaged or cut short ({error}): download it again") from error
+    if said.get("coin_hf_fisher") != FISHER_FORMAT:
+        raise InputError(f"{path} is not a Fisher: make one with `coin-hf fisher`")
+    wide = {name: torch.promote_types(value.dtype, torch.float32) for name, value in found.items()}
+    return {name: value.to(wide[name]) for name, value in found.items()}
 
 
 def check_fisher(

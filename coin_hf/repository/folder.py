@@ -1,29 +1,23 @@
-"""The coded repository on disk and on the Hub: plain weights, coin.json, result.json, card."""
+"""The coded repository on disk: plain weights, coin.json, result.json, card and figure."""
 
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError
 
 from coin_hf.errors import InputError
-from coin_hf.hub.client import sentences
-from coin_hf.hub.layout import (
-    CARD_FILE,
-    COIN_FILE,
-    COIN_KEYS,
-    FIGURE,
-    FORMAT,
-    RESULT_FILE,
-    RESULT_KEYS,
-)
+from coin_hf.hub.layout import CARD_FILE, COIN_FILE, FIGURE, RESULT_FILE
+from coin_hf.records.coin import FORMAT, CoinRecord
+from coin_hf.records.record import Record
+from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card import model_card
-from coin_hf.reports.tables import figure
+from coin_hf.reports.figures import figure
+from coin_hf.reports.result import Result
+from coin_hf.repository.atomic import whole_file, whole_folder, write_whole
+from coin_hf.repository.paths import absolute_in, relative_to
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -63,8 +57,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 def write_repository(
     folder: Path,
     write_weights: Callable[[Path], None],
-    coin: dict[str, Any],
-    result: dict[str, Any],
+    coin: CoinRecord,
+    result: ResultRecord,
     *,
     overwrite: bool,
 ) -> None:
@@ -73,8 +67,8 @@ def write_repository(
     Args:
         folder: Where to.
         write_weights: Writes the networks and all that only they know into the folder it is given.
-        coin: The content of `coin.json`, local paths absolute.
-        result: The content of `result.json`, local paths absolute.
+        coin: The content of `coin.json`, paths absolute.
+        result: The content of `result.json`, paths absolute.
         overwrite: Replace a coded repository that is there.
 
     Raises:
@@ -83,224 +77,123 @@ def write_repository(
     # Where a link leads is replaced, not the link; and relative paths hold from there.
     folder = folder.expanduser().resolve()
     check_output(folder, overwrite=overwrite)
-    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        draft.mkdir(parents=True)
-        write_weights(draft)
-        relative = _relative_to(folder)
-        _write_json(draft / COIN_FILE, _map_paths(coin, relative))
-        result = _map_paths(result, relative)
-        _write_json(draft / RESULT_FILE, result)
-        if result["erasures"]:
-            figure(result, draft / FIGURE)
-        card = model_card(result, f"your-name/{folder.name}")
-        (draft / CARD_FILE).write_text(str(card), encoding="utf-8")
-        _put_in_place(draft, folder)
+        with whole_folder(folder) as draft:
+            write_weights(draft)
+            change = relative_to(folder)
+            result = result.moved(change)
+            (draft / COIN_FILE).write_text(as_json(coin.moved(change)), encoding="utf-8")
+            (draft / RESULT_FILE).write_text(as_json(result), encoding="utf-8")
+            if result.erasures:
+                figure(result, draft / FIGURE)
+            card = model_card(result, f"your-name/{folder.name}")
+            (draft / CARD_FILE).write_text(str(card), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"cannot write the output folder {folder}: {error}; free some space or choose another "
             "`output`"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
-def save_result(folder: Path, result: dict[str, Any]) -> None:
+def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
     """Put new measurements into a coded repository: calibration, result, card and figure.
 
     Args:
         folder: The repository.
-        result: The content of `result.json`, local paths absolute.
+        result: The result, or the content of its `result.json`; paths absolute.
 
     Raises:
-        InputError: If it cannot be written.
+        InputError: If it cannot be read or written.
     """
     folder = folder.resolve()
-    coin = json.loads((folder / COIN_FILE).read_text(encoding="utf-8"))
-    relative = _map_paths(result, _relative_to(folder))
-    drafts = {name: folder / f".{name}" for name in (COIN_FILE, RESULT_FILE, CARD_FILE, FIGURE)}
+    coin, _ = read_records(folder, str(folder))
+    change = relative_to(folder)
+    found = ResultRecord.of(result).moved(change)
+    coin = coin.moved(change).model_copy(update={"calibration": found.calibration})
     try:
-        _write_json(drafts[COIN_FILE], {**coin, "calibration": result["calibration"]})
-        _write_json(drafts[RESULT_FILE], relative)
-        card = str(model_card(relative, f"your-name/{folder.name}"))
-        drafts[CARD_FILE].write_text(card, encoding="utf-8")
-        figure(relative, drafts[FIGURE])
-        for name, draft in drafts.items():
-            draft.replace(folder / name)
+        with whole_file(folder / FIGURE) as draft:
+            figure(found, draft)
+        write_whole(folder / COIN_FILE, as_json(coin))
+        write_whole(folder / RESULT_FILE, as_json(found))
+        write_whole(folder / CARD_FILE, str(model_card(found, f"your-name/{folder.name}")))
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}; free some space") from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
 
 
-def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read `coin.json` and `result.json`; local paths become absolute.
+def read_records(folder: Path, name: str) -> tuple[CoinRecord, Result]:
+    """Read `coin.json` and `result.json`; paths become absolute.
 
     Args:
         folder: A coded repository on this machine.
         name: What messages call it.
 
     Returns:
-        The content of both.
+        Both records.
 
     Raises:
-        InputError: If it is no coded repository, or one of a newer format.
+        InputError: If it is no coded repository, is damaged, or of a newer format.
     """
-    found = []
-    for file in (COIN_FILE, RESULT_FILE):
-        try:
-            found.append(json.loads((folder / file).read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise InputError(
-                f"'{name}' is not a coded model (it has no {file}): make one with "
-                "`coin-hf encode RECIPE`"
-            ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"'{name}': {file} is not JSON ({error}): download or make it again"
-            ) from error
-    coin, result = found
-    format_found = coin.get("format") if isinstance(coin, dict) else None
-    if format_found != FORMAT:
-        raise InputError(
-            f"'{name}': {COIN_FILE} has format {format_found}, this coin-hf reads {FORMAT}: "
-            "install a newer coin-hf"
-        )
-    for file, data, keys in ((COIN_FILE, coin, COIN_KEYS), (RESULT_FILE, result, RESULT_KEYS)):
-        lacking = [key for key in keys if key not in data]
-        if lacking:
-            raise InputError(
-                f"'{name}': {file} lacks {', '.join(lacking)}: download or make it again"
-            )
-    absolute = _absolute_in(folder.resolve())
-    return _map_paths(coin, absolute), _map_paths(result, absolute)
+    texts = [_text(folder, file, name) for file in (COIN_FILE, RESULT_FILE)]
+    _check_format(texts[0], name)
+    coin = CoinRecord.read(texts[0], f"'{name}': {COIN_FILE}")
+    result = Result.read(texts[1], f"'{name}': {RESULT_FILE}")
+    coin.recipe  # noqa: B018  # what it records must be a valid recipe
+    absolute = absolute_in(folder.resolve())
+    return coin.moved(absolute), result.moved(absolute)
 
 
-def push_folder(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Add coded model",
-    token: str | None = None,
-) -> str:
-    """Commit a coded repository to the Hub, its card rendered anew for that id.
+def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read `coin.json` and `result.json` as plain data, checked as by `read_records`.
 
     Args:
         folder: A coded repository on this machine.
-        repo_id: Hub id; created if there is none.
-        private: Create it private.
-        revision: Branch, created if there is none; by default the main one.
-        create_pr: Open a pull request instead.
-        commit_message: First line of the commit.
-        token: A token that may write; by default the one logged in with.
+        name: What messages call it.
 
     Returns:
-        Address of the commit, or of the pull request.
+        The content of both; paths are absolute.
 
     Raises:
-        InputError: If it is no coded repository, or the Hub cannot be reached or refuses.
+        InputError: If it is no coded repository, is damaged, or of a newer format.
     """
-    coin, result = read_repository(folder, str(folder))
-    # A path on this machine means nothing to others, and is not theirs to know.
-    coin, result = _map_paths(coin, _bare), _map_paths(result, _bare)
-    contents: dict[str, bytes | Path] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    }
-    contents[COIN_FILE] = _json(coin).encode()
-    contents[RESULT_FILE] = _json(result).encode()
-    card = model_card(result, repo_id)
-    contents[CARD_FILE] = str(card).encode()
-    api = HfApi(token=token)
-    with sentences(repo_id, revision, "model"):
-        _check_card(card, repo_id)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in contents.items()],
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-        )
-    return commit.pr_url or commit.commit_url
+    coin, result = read_records(folder, name)
+    return coin.dump(), result.dump()
 
 
-def _check_card(card: ModelCard, repo_id: str) -> None:
-    """Ask the Hub whether it takes the card, before anything is created there."""
+def as_json(record: Record) -> str:
+    """Write a record as the text of its file.
+
+    Args:
+        record: The record.
+
+    Returns:
+        JSON, indented by two.
+    """
+    return json.dumps(record.dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _text(folder: Path, file: str, name: str) -> str:
     try:
-        card.validate()
-    except ValueError as error:
-        try:
-            faults = "; ".join(fault["message"] for fault in json.loads(str(error))["errors"])
-        except (ValueError, KeyError, TypeError):
-            faults = " ".join(str(error).split())
+        return (folder / file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
         raise InputError(
-            f"the Hub refuses the card of '{repo_id}': {faults}; correct what the experts' own "
-            "cards declare and encode again"
+            f"'{name}' is not a coded model (it has no {file}): make one with "
+            "`coin-hf encode RECIPE`"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"'{name}': {file} cannot be read as text ({error}): download it again"
         ) from error
 
 
-def local_experts(coin: dict[str, Any]) -> list[str]:
-    """Name the experts of a coded repository that are folders, out of reach for others."""
-    return [e["name"] for e in coin["experts"] if os.path.isabs(e["model"])]
-
-
-def _put_in_place(draft: Path, folder: Path) -> None:
-    """Rename the finished draft to the folder's name, in one step where nothing was there."""
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    old = draft.with_name(f"{draft.name}.old")
-    folder.rename(old)
+def _check_format(text: str, name: str) -> None:
+    """Tell a newer format from a damaged file; of one that is no JSON object, its reader tells."""
     try:
-        draft.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old)
-
-
-def _json(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(_json(data), encoding="utf-8")
-
-
-def _map_paths(data: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Change where experts, foundation and datasets lie, in coin.json's or result.json's data."""
-    experts = [{**expert, "model": change(expert["model"])} for expert in data["experts"]]
-    datasets = {key: {**d, "path": change(d["path"])} for key, d in data["datasets"].items()}
-    changed = {**data, "experts": experts, "datasets": datasets}
-    if block := data.get("task_arithmetic"):
-        changed["task_arithmetic"] = {**block, "foundation": change(block["foundation"])}
-    return changed
-
-
-def _relative_to(folder: Path) -> Callable[[str], str]:
-    def change(path: str) -> str:
-        if not os.path.isabs(path):
-            return path
-        relative = Path(os.path.relpath(os.path.realpath(path), folder)).as_posix()
-        return relative if relative.startswith(".") else f"./{relative}"
-
-    return change
-
-
-def _absolute_in(folder: Path) -> Callable[[str], str]:
-    def change(path: str) -> str:
-        return os.path.normpath(folder / path) if path.startswith(".") else path
-
-    return change
-
-
-def _bare(path: str) -> str:
-    return f"./{Path(path).name}" if os.path.isabs(path) else path
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"'{name}': {COIN_FILE} has format {str(found)[:60]}, this coin-hf reads {FORMAT}: "
+            "install a newer coin-hf"
+        )

@@ -1,14 +1,12 @@
-"""Coded tensors written chunk by chunk from mapped files: no network is ever held in memory.
+"""Tensors of safetensors files, mapped: reading a part reads that part alone.
 
 A safetensors file is the length of its header (8 bytes), the header (JSON: name, dtype, shape and
-offsets of each tensor), and the tensors' bytes one after the other. It can be read through a memory
-map and written front to back.
+offsets of each tensor), and the tensors' bytes one after the other.
 """
 
 import json
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from coin_hf.coders import average_buffers, fisher_average
-from coin_hf.erasure.betas import Rows
 from coin_hf.errors import InputError
-from coin_hf.hub.layout import coded_folder
-
-CHUNK = 1 << 16
-"""Entries coded at once: all that is held of each network, and small enough for a core's cache."""
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -130,90 +122,3 @@ def weights_in(folder: Path, name: str) -> Tensors:
         InputError: If there are none, or one is damaged.
     """
     return Tensors(sorted(folder.glob("model*.safetensors")), name)
-
-
-def check_same_tensors(experts: Sequence[Tensors], coded: Tensors) -> None:
-    """Check that experts hold the tensors that the coded model has, by name and shape.
-
-    Args:
-        experts: The experts' checkpoints.
-        coded: The coded model's.
-
-    Raises:
-        InputError: If one differs; its differences are listed.
-    """
-    for expert in experts:
-        faults = [f"missing '{name}'" for name in sorted(coded.shapes.keys() - expert.shapes)]
-        faults += [f"unexpected '{name}'" for name in sorted(expert.shapes.keys() - coded.shapes)]
-        faults += [
-            f"'{name}' has shape {expert.shapes[name]}, expected {shape}"
-            for name, shape in coded.shapes.items()
-            if name in expert.shapes and expert.shapes[name] != shape
-        ]
-        if faults:
-            raise InputError(
-                f"{expert.name} does not store the tensors of the coded model: "
-                f"{'; '.join(faults[:10])}; encode from a recipe instead"
-            )
-
-
-def write_coded(
-    folder: Path,
-    coded: Tensors,
-    experts: Sequence[Tensors],
-    fishers: Sequence[Tensors],
-    tied: Mapping[str, str],
-    rows: Rows,
-    lam: float,
-) -> None:
-    """Code experts into files of the same form as an existing coded model's.
-
-    Every entry is computed as `encode` computes it, by the same functions of `coin_hf.coders`, so
-    that the same betas, lambda and Fishers give the same bits.
-
-    Args:
-        folder: Where the files go: `model*.safetensors` for the first coded model, those of the
-            others in their subfolders.
-        coded: A coded model, for names, types, shapes and order.
-        experts: The N experts.
-        fishers: Their Fishers.
-        tied: Names of parameters that are another one's tensor, with that one's name.
-        rows: Coding weights, shape (M, N).
-        lam: The penalty.
-    """
-    for file, header in coded.headers.items():
-        names = json.loads(header[8:])
-        mine = {name: entry for name, entry in coded.entries.items() if name in names}
-        with ExitStack() as stack:
-            streams = []
-            for c in range(len(rows)):
-                place = folder / coded_folder(c)
-                place.mkdir(exist_ok=True)
-                streams.append(stack.enter_context((place / file.name).open("wb")))
-            for stream in streams:
-                stream.write(header)
-            for name, entry in mine.items():
-                for chunks in _coded_chunks(name, entry, experts, fishers, tied, rows, lam):
-                    for stream, chunk in zip(streams, chunks, strict=True):
-                        stream.write(chunk.view(torch.uint8).numpy().data)
-
-
-def _coded_chunks(
-    name: str,
-    entry: Entry,
-    experts: Sequence[Tensors],
-    fishers: Sequence[Tensors],
-    tied: Mapping[str, str],
-    rows: Rows,
-    lam: float,
-) -> Iterator[list[Tensor]]:
-    """Code one tensor; yield its chunks in order, one for each coded model at a time."""
-    weighed = tied.get(name, name)
-    for start in range(0, entry.count, CHUNK):
-        stop = min(start + CHUNK, entry.count)
-        thetas = [{name: expert.read(name, start, stop).to(entry.dtype)} for expert in experts]
-        if weighed in fishers[0].entries:
-            parts = [{name: fisher.read(weighed, start, stop)} for fisher in fishers]
-            yield [fisher_average(thetas, parts, betas=row, lam=lam)[name] for row in rows]
-        else:  # a buffer, such as BatchNorm's statistics
-            yield [average_buffers(thetas, betas=row)[name] for row in rows]

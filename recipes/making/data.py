@@ -8,7 +8,7 @@ import numpy as np
 from coin_hf.data.images import LabelledImages, Row
 from coin_hf.errors import InputError
 from coin_hf.hub.client import pin
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 
 ANY = 2**31
 """More classes than any dataset has: labels are checked once their names are known."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import load_expert
-from coin_hf.experts.finetuning import write_timm
+from coin_hf.experts.finetuning import write_timm_expert
 from coin_hf.experts.preprocessing import (
     Preprocessing,
     timm_preprocessing,
@@ -48,7 +48,7 @@ class Network:
                 for key, value in self.model.pretrained_cfg.items()
                 if key in DATA_KEYS
             }
-            write_timm(
+            write_timm_expert(
                 folder,
                 self.model,
                 self.architecture,

@@ -9,7 +9,7 @@ from PIL.Image import fromarray
 from torch import Tensor, nn
 
 from coin_hf.errors import InputError
-from coin_hf.experts.finetuning import write_timm
+from coin_hf.experts.finetuning import write_timm_expert
 from coin_hf.experts.preprocessing import timm_preprocessing
 
 ARCHITECTURE = "tf_efficientnet_lite0"
@@ -55,7 +55,7 @@ def build_lite0(weights: Path, folder: Path) -> None:
         if key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
     }
     names = [" ".join(label.split()) for label in labels]
-    write_timm(folder, model, ARCHITECTURE, label_names=names, pretrained_cfg=config, card=CARD)
+    write_timm_expert(folder, model, ARCHITECTURE, label_names=names, pretrained_cfg=config, card=CARD)
 
 
 def _by_order(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from PIL.Image import fromarray
 
 from coin_hf.data.images import SHUFFLE_BUFFER, LabelledImages, Row
 from coin_hf.errors import InputError
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 
 STREAMING = pytest.mark.parametrize("streaming", [False, True])
 NAMES = list("0123456789")

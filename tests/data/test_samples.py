@@ -12,7 +12,7 @@ from coin_hf.data.images import LabelledImages
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import timm_preprocessing
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 
 PREPROCESSING = timm_preprocessing({"input_size": [3, 8, 8], "crop_pct": 1.0, **NORMALISATION}, 3)
 

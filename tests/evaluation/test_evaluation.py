@@ -23,7 +23,7 @@ from coin_hf.evaluation.erasures import (
     score,
 )
 from coin_hf.experts.preprocessing import timm_preprocessing
-from coin_hf.recipe.recipe import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock
 
 PREPROCESSING = timm_preprocessing({"input_size": [3, 8, 8], "crop_pct": 1.0, **NORMALISATION}, 3)
 BETAS = {2: [0.3, 0.7], 3: [0.2, 0.5, 0.3], 5: [0.1, 0.15, 0.2, 0.25, 0.3]}

@@ -7,7 +7,7 @@ import torch
 from builders import SIZED, timm_model
 from torch import Tensor, nn
 
-from coin_hf.experts.finetuning import fit, freeze_batch_norm, write_timm
+from coin_hf.experts.finetuning import fit, freeze_batch_norm, write_timm_expert
 
 X = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(12) % 10
@@ -56,7 +56,7 @@ def test_frozen_batch_norm_stays_while_all_else_is_trained() -> None:
 def test_what_is_written_timm_reads(tmp_path: Path) -> None:
     model = timm_model(3)
     names = [f"class {i}" for i in range(10)]
-    write_timm(
+    write_timm_expert(
         tmp_path / "expert",
         model,
         "test_resnet",

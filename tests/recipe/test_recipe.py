@@ -9,7 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from coin_hf.errors import InputError
-from coin_hf.recipe.recipe import Recipe, _Loader
+from coin_hf.recipe import Recipe
+from coin_hf.recipe.yaml_file import _Loader
 
 Data = dict[str, Any]
 BASE: Data = {

@@ -142,7 +142,7 @@ def test_the_accuracy_is_that_of_the_rows_held_out(made: Path, experts: list[Exp
             from making.data import rows_of
         finally:
             sys.path.remove(str(SCRIPT.parent))
-        from coin_hf.recipe.recipe import DatasetBlock
+        from coin_hf.recipe.blocks import DatasetBlock
 
         labels = tuple(range(5)) if name == "low" else tuple(range(5, 10))
         block = DatasetBlock(path=str(made / "digits"), labels=labels)

@@ -1,0 +1,99 @@
+"""Open datasets: from the Hub, a folder of files, or what `save_to_disk` wrote; each one once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from coin_hf.errors import InputError
+from coin_hf.hub.client import COMMIT, local_folder, sentences
+from coin_hf.recipe.blocks import DatasetBlock
+
+
+class Datasets:
+    """The datasets of a run. Blocks that name the same one, whatever their filters, share it."""
+
+    def __init__(self) -> None:
+        """Begin with none open."""
+        self._sources: dict[tuple[str, str | None, str | None, bool], Any] = {}
+
+    def split(self, name: str, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
+        """Return one split.
+
+        Args:
+            name: The dataset's name in the recipe, for messages.
+            block: Where it lies.
+            split: The split.
+
+        Returns:
+            Its rows; streamed where the block asks for it.
+
+        Raises:
+            InputError: If the dataset or its split cannot be found or read.
+        """
+        try:
+            with sentences(block.path, block.revision, "dataset"):
+                return self._split(block, split)
+        except InputError:
+            raise
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise InputError(
+                f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
+                f"{' '.join(str(cause).split())[:300]}"
+            ) from error
+
+    def _split(self, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
+        """Return one split, or let the library's own error out."""
+        source = self._source(block)
+        if isinstance(source, Mapping):  # saved to disk
+            if split not in source:
+                raise ValueError(f"Unknown split '{split}', expected one of {list(source)}")
+            data = source[split]
+            return data.to_iterable_dataset() if block.streaming else data
+        if block.streaming:
+            return source.as_streaming_dataset(split=split)
+        data = source.as_dataset(split=split)
+        if local_folder(block.path) is None and not _is_commit(data, block.revision):
+            raise LocalEntryNotFoundError("the cache holds another commit")
+        return data
+
+    def _source(self, block: DatasetBlock) -> Any:
+        """Prepare a dataset, or take it as it was prepared before."""
+        key = (block.path, block.config, block.revision, block.streaming)
+        if key not in self._sources:
+            self._sources[key] = _prepared(block)
+        return self._sources[key]
+
+
+def _prepared(block: DatasetBlock) -> Any:
+    """Return a mapping of splits, or a builder whose files are there unless they are streamed."""
+    folder = local_folder(block.path)
+    if folder is not None and _saved_to_disk(folder):
+        saved = datasets.load_from_disk(str(folder))
+        return saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
+    builder = datasets.load_dataset_builder(
+        block.path if folder is None else str(folder),
+        block.config,
+        revision=block.revision if folder is None else None,
+    )
+    if not block.streaming:
+        builder.download_and_prepare()
+    return builder
+
+
+def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
+    """Say whether a Hub dataset is of the commit asked for.
+
+    Without a network, `datasets` takes the newest commit in its cache, whichever was asked for.
+    """
+    if revision is None or not COMMIT.fullmatch(revision) or not isinstance(data, Dataset):
+        return True
+    return all(Path(file["filename"]).parent.name == revision for file in data.cache_files)
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()

@@ -1,0 +1,112 @@
+"""What travels through one run: where it computes, and what is coded."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from coin_hf.data.opening import Datasets
+from coin_hf.data.samples import Samples
+from coin_hf.erasure.betas import Rows, rows_of
+from coin_hf.experts.expert import Expert
+from coin_hf.networks.logits import logits_of
+from coin_hf.networks.processes import Processes
+from coin_hf.recipe import Recipe
+
+Theta = dict[str, Tensor]
+"""Parameters of a network, or what is as large, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """Where a run computes: its processes and device, and what they have open."""
+
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    progress: bool = False
+    """Show bars on stderr, in the main process."""
+    datasets: Datasets = field(default_factory=Datasets)
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that share the work."""
+        return Processes.of(self.accelerator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.accelerator.device
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """Let the main process go first through a block that downloads."""
+        return self.accelerator.main_process_first()
+
+
+@dataclass(frozen=True, eq=False)
+class EncodingContext:
+    """What one encoding works with: the recipe, experts, samples, and where it runs."""
+
+    run: RunContext
+    recipe: Recipe
+    """With every revision pinned."""
+    experts: Sequence[Expert]
+    samples: Samples
+    """All of them; `samples.held_out` says which part only chooses."""
+    checkpoints: Path | None = None
+    """Folder for partial Fishers."""
+    fishers: list[Theta] | None = None
+    """The experts' Fishers on these samples, where they are known already."""
+
+    @cached_property
+    def parts(self) -> tuple[Samples, Samples]:
+        """The samples that are fitted to, and those that choose: the same, or held out."""
+        return self.samples.split(self.recipe.samples.held_out)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The betas of each coded model, shape (M, N)."""
+        return rows_of(self.recipe.coding_weights)
+
+    @property
+    def thetas(self) -> list[Theta]:
+        """The experts' parameters."""
+        return [expert.parameters for expert in self.experts]
+
+    def logits(self, model: nn.Module, samples: Samples) -> Tensor:
+        """Run a network over samples, the batches shared out.
+
+        Args:
+            model: The network.
+            samples: The samples.
+
+        Returns:
+            Shape (P, K), on the CPU, the same in every process.
+        """
+        batch_size = self.recipe.evaluation.batch_size
+        return logits_of(model, samples.inputs, batch_size=batch_size, processes=self.run.processes)
+
+    @cached_property
+    def expert_logits(self) -> list[Tensor]:
+        """The experts' logits on the samples that choose, each (P, K)."""
+        return [self.logits(expert.model, self.parts[1]) for expert in self.experts]
+
+    def own(self, samples: Samples) -> list[Tensor]:
+        """Mark each expert's own samples: those of its draw, or else of its dataset.
+
+        Args:
+            samples: The samples.
+
+        Returns:
+            For each expert booleans of shape (P,).
+        """
+        names, keys = list(self.recipe.draws), list(self.recipe.draws.values())
+        marks = []
+        for block in self.recipe.experts:
+            draws = [k for k, name in enumerate(names) if name == block.label]
+            draws = draws or [k for k, key in enumerate(keys) if key == block.dataset]
+            marks.append(torch.isin(samples.sources, torch.tensor(draws or range(len(names)))))
+        return marks

@@ -1,0 +1,78 @@
+"""Pin a recipe: every repository and dataset at the commit, or folder content, that is used."""
+
+from typing import TypeVar
+
+from coin_hf.hub.client import pin
+from coin_hf.recipe import Recipe
+from coin_hf.recipe.blocks import Contender, TaskArithmeticBlock
+from coin_hf.recipe.fisher_recipe import FisherRecipe
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, FisherRecipe)
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """Pin every revision of a recipe.
+
+    Args:
+        recipe: A recipe.
+
+    Returns:
+        The same with commit SHAs in place of branches and tags, and names filled in.
+
+    Raises:
+        InputError: If a repository, revision or folder cannot be found.
+    """
+    changes = _pinned_foundation(recipe)
+    if recipe.compare.coders is not None:
+        coders = [each.model_copy(update=_pinned_foundation(each)) for each in recipe.contenders]
+        changes["compare"] = recipe.compare.model_copy(update={"coders": tuple(coders)})
+    return pin_datasets(pin_experts(recipe.model_copy(update=changes)))
+
+
+def pin_experts(recipe: Recipe) -> Recipe:
+    """Pin the experts' revisions and fill in their names.
+
+    Args:
+        recipe: A recipe.
+
+    Returns:
+        The changed recipe.
+
+    Raises:
+        InputError: If a repository, revision or folder cannot be found.
+    """
+    experts = [
+        block.model_copy(update={"revision": pin(block.model, block.revision), "name": block.label})
+        for block in recipe.experts
+    ]
+    return recipe.model_copy(update={"experts": tuple(experts)})
+
+
+def pin_datasets(recipe: AnyRecipe, *, trust_pinned: bool = False) -> AnyRecipe:
+    """Pin the datasets' revisions.
+
+    Args:
+        recipe: A recipe.
+        trust_pinned: Take a revision that is there as it is: no data will be read.
+
+    Returns:
+        The changed recipe.
+
+    Raises:
+        InputError: If a dataset or revision cannot be found.
+    """
+    datasets = {
+        key: block
+        if trust_pinned and block.revision
+        else block.model_copy(update={"revision": pin(block.path, block.revision, "dataset")})
+        for key, block in recipe.datasets.items()
+    }
+    return recipe.model_copy(update={"datasets": datasets})
+
+
+def _pinned_foundation(block: Recipe | Contender) -> dict[str, object]:
+    given: TaskArithmeticBlock | None = block.task_arithmetic
+    if given is None:
+        return {}
+    revision = pin(given.foundation, given.revision)
+    return {"task_arithmetic": given.model_copy(update={"revision": revision})}

@@ -1,0 +1,107 @@
+"""Decode missing answers by every method, and score them beside the experts' own."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from coin_hf.erasure.code import ErasureCode
+from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.metrics.nda import nda
+from coin_hf.records.measurements import Erasure, Score
+
+
+def decode_missing(
+    missing: Sequence[int],
+    experts: Sequence[Tensor],
+    coded: Mapping[str, Sequence[Tensor]],
+    code: ErasureCode,
+) -> dict[str, dict[int, Tensor]]:
+    """Answer for the missing experts by each method's coded answers and by the two controls.
+
+    It is computed in float64 and rounded once to the missing expert's dtype, so that what is
+    measured is the coded model and no rounding of the code: the exact code keeps even ties.
+
+    Args:
+        missing: The experts' numbers.
+        experts: The logits of all N experts, each (B, K); those of the missing ones serve the
+            control `OUTPUT_AVERAGE` alone.
+        coded: Logits (B, K) of the M coded models, by the method that made them.
+        code: The erasure code.
+
+    Returns:
+        fhat_i, shape (B, K), by method and by i; without `NO_CODED_MODEL` where no expert is left.
+    """
+    wide = [logits.double() for logits in experts]
+    there = {j: logits for j, logits in enumerate(wide) if j not in missing}
+    answers = {
+        name: code.decode(there, {m: logits.double() for m, logits in enumerate(c)})
+        for name, c in coded.items()
+    }
+    answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))
+    if there:
+        # The mean over the coded models: what an average of those present comes to.
+        betas = [sum(column) / code.num_coded for column in zip(*code.rows, strict=True)]
+        share = sum(betas[j] for j in there)
+        weighted = [(betas[j] / share) * logits for j, logits in there.items()]
+        answers[NO_CODED_MODEL] = dict.fromkeys(missing, torch.stack(weighted).sum(0))
+    return {
+        name: {i: logits.to(experts[i].dtype) for i, logits in answer.items()}
+        for name, answer in answers.items()
+    }
+
+
+def coding_errors(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureCode) -> Tensor:
+    """Return ||f_c(x) - sum_i beta_ci f_i(x)||^2 by coded model and input, float64, (M, B)."""
+    targets = code.encode([f.double() for f in experts])
+    return torch.stack([(c.double() - targets[m]).square().sum(1) for m, c in enumerate(coded)])
+
+
+def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor | None) -> Score:
+    """Score decoded answers.
+
+    Args:
+        answers: Predicted classes of the decoded outputs, shape (n,).
+        expert: Predicted classes of the expert itself, shape (n,).
+        labels: True classes, shape (n,), or None.
+        errors: Squared coding errors, shape (M, n) or (n,), or None.
+
+    Returns:
+        The score; without labels its NDA and accuracy are None.
+    """
+    loss = None if errors is None else errors.double().mean().item()
+    if labels is None:
+        agreement = (answers == expert).double().mean().item()
+        return Score(nda=None, decoded_accuracy=None, agreement=agreement, coding_loss=loss)
+    found = nda(answers.numpy(), labels.numpy(), expert.numpy())
+    return Score(
+        nda=found["nda"] if found["expert_accuracy"] > 0 else None,
+        decoded_accuracy=found["decoded_accuracy"],
+        agreement=found["agreement"],
+        coding_loss=loss,
+    )
+
+
+def mean_nda(erasures: Sequence[Erasure]) -> dict[int, dict[str, float | None]]:
+    """Average NDA over erasures.
+
+    Args:
+        erasures: The erasures.
+
+    Returns:
+        Percent by the number of experts missing at once and by method, always with the key 1; None
+        where an expert was never right or there are no labels.
+    """
+    by_size: dict[int, list[Erasure]] = {1: []}
+    for erasure in erasures:
+        by_size.setdefault(1 + len(erasure.beside), []).append(erasure)
+    return {size: _means(found) for size, found in sorted(by_size.items())}
+
+
+def _means(erasures: Sequence[Erasure]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for method in dict.fromkeys(method for erasure in erasures for method in erasure.scores):
+        ndas = [e.scores[method].nda for e in erasures if method in e.scores]
+        known = [one for one in ndas if one is not None]
+        means[method] = sum(known) / len(known) if len(known) == len(ndas) else None
+    return means

@@ -1,0 +1,145 @@
+"""A checkpoint's folder: what it must hold before a library builds its network."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import RepoCard
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from yaml import YAMLError
+
+from coin_hf.errors import InputError
+from coin_hf.experts.preprocessing import Preprocessing
+
+PICKLES = (".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """A network and what its library knows of it."""
+
+    model: nn.Module
+    architecture: dict[str, Any]
+    """The settings that fix the network's function apart from its weights."""
+    num_classes: int
+    preprocessing: Preprocessing
+    label_names: tuple[str, ...] | None
+
+
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """Read an expert's config.json.
+
+    Args:
+        folder: The checkpoint.
+        name: The expert's name, for messages.
+
+    Returns:
+        Its content.
+
+    Raises:
+        InputError: If there is none, or it holds no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"expert '{name}' has no config.json: give a timm or transformers checkpoint"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"expert '{name}': config.json is not JSON ({error}): download it again"
+        ) from error
+    if not isinstance(config, dict):
+        raise InputError(f"expert '{name}': config.json must hold an object, got a list or value")
+    return config
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Refuse a folder without readable safetensors, before any library opens it.
+
+    Args:
+        folder: The checkpoint.
+        name: The expert's name, for messages.
+
+    Raises:
+        InputError: If it holds no safetensors, or one is damaged.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+        held = f"only pickles ({', '.join(pickles)})" if pickles else "no model.safetensors"
+        raise InputError(
+            f"expert '{name}' holds {held}: coin-hf reads safetensors alone, since a pickle can "
+            "run code; convert it at https://huggingface.co/spaces/safetensors/convert or with "
+            "safetensors.torch.save_file(torch.load(..., weights_only=True), 'model.safetensors')"
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise InputError(
+                f"expert '{name}': {file.name} is damaged or cut short ({error}): "
+                "download or save it again"
+            ) from error
+
+
+def license_of(folder: Path) -> str | None:
+    """Return the licence that a checkpoint's card declares.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The licence; None without a card, or where it declares none.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        data = RepoCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (ValueError, YAMLError):
+        return None  # a card that is not valid YAML declares nothing
+    license_name = ModelCardData(**data.to_dict(), ignore_metadata_errors=True).license
+    return license_name if isinstance(license_name, str) else None
+
+
+def function_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Keep of a configuration what changes the network's function in eval mode.
+
+    Args:
+        config: A library's settings of a network.
+
+    Returns:
+        Those that decide what it computes.
+    """
+    beside = ("label", "_name_or_path", "transformers_version", "dtype", "architectures", "drop")
+    return {
+        key: value
+        for key, value in config.items()
+        if not any(part in key for part in beside) and key != "problem_type"
+    }
+
+
+def known_channels(channels: int, name: str) -> int:
+    """Check the number of channels of a network's images.
+
+    Args:
+        channels: The number.
+        name: The expert's name, for messages.
+
+    Returns:
+        The same number.
+
+    Raises:
+        InputError: If it is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise InputError(
+            f"expert '{name}' takes images of {channels} channels: only 1 and 3 are supported"
+        )
+    return channels

@@ -1,0 +1,125 @@
+"""Networks of timm: built from config.json and model.safetensors, and written as those."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from coin_hf.errors import InputError
+from coin_hf.experts.checkpoint import Built, function_of, known_channels
+from coin_hf.experts.merged_config import names_in
+from coin_hf.experts.preprocessing import timm_preprocessing
+
+OBJECTS = ("model_args", "pretrained_cfg")
+"""Keys of config.json that hold objects."""
+
+
+def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
+    """Build a network of timm and load its weights.
+
+    Args:
+        folder: The checkpoint.
+        config: The content of its config.json.
+        name: The expert's name, for messages.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: If timm cannot build it, or the weights do not fit.
+    """
+    architecture = config.get("architecture")
+    model_args, pretrained_cfg = (dict(_object(config, key, name)) for key in OBJECTS)
+    if not isinstance(architecture, str):
+        raise InputError(
+            f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
+            f"(got {architecture!r}): save it with timm's `save_for_hf`, or set `library`"
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
+    model_args.pop("num_classes", None)  # it stands beside `architecture`, and once is enough
+    if "num_classes" in config:
+        pretrained_cfg["num_classes"] = config["num_classes"]
+    try:
+        model: Any = timm.create_model(
+            architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"expert '{name}': timm {timm.__version__} cannot build '{architecture}' "
+            f"({error}): check config.json, or install a newer timm"
+        ) from error
+    state = load_file(folder / "model.safetensors")
+    if dtypes := {value.dtype for value in state.values() if value.dtype.is_floating_point}:
+        model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
+    _fit(model, state, name)
+    function = {"architecture": architecture, **function_of(model_args)}
+    return described(model, function, names_in(config, "timm", int(model.num_classes)), name)
+
+
+def described(
+    model: Any, function: dict[str, Any], names: tuple[str, ...] | None, name: str
+) -> Built:
+    """Say what timm knows of a network.
+
+    Args:
+        model: The network, with its `pretrained_cfg`.
+        function: Architecture and arguments of which it was built.
+        names: Its classes' names.
+        name: The expert's name, for messages.
+
+    Returns:
+        The network, described.
+
+    Raises:
+        InputError: If its images have neither 1 nor 3 channels.
+    """
+    channels = function.get("in_chans") or model.pretrained_cfg["input_size"][0]
+    preprocessing = timm_preprocessing(model.pretrained_cfg, known_channels(channels, name))
+    return Built(model, function, int(model.num_classes), preprocessing, names)
+
+
+def write_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
+    """Write config.json and model.safetensors as timm reads them.
+
+    Args:
+        folder: Where to; it exists.
+        model: The network.
+        config: The content of config.json.
+    """
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    # Tied weights share memory, which safetensors refuses to write.
+    state = {name: value.cpu().clone() for name, value in model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in state.items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _object(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(
+            f"expert '{name}': `{key}` in config.json must be an object, got {value!r}"
+        )
+    return value
+
+
+def _fit(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load weights, or list every name and shape that does not fit."""
+    expected = model.state_dict()
+    faults = [f"missing '{key}'" for key in sorted(expected.keys() - state.keys())]
+    faults += [f"unexpected '{key}'" for key in sorted(state.keys() - expected.keys())]
+    faults += [
+        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if faults:
+        raise InputError(
+            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}"
+        )
+    model.load_state_dict(state)

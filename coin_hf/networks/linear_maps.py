@@ -1,0 +1,188 @@
+"""The linear maps of a network: one way to read, find and intercept them.
+
+A network applies a linear map through a torch function: `F.linear`, a convolution, `torch.addmm` or
+`matmul` (transformers' `Conv1D`). Working on functions instead of on modules makes every module,
+subclass and functional use that ends in one of these calls a case of the same mechanism.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from coin_hf.networks.patches import patches
+
+
+class Convolution(NamedTuple):
+    """Settings of a convolution, as its function takes them."""
+
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap:
+    """One application of a linear map: y = W x + b for every row x of its input."""
+
+    function: Callable[..., Tensor]
+    """The torch function that was called."""
+    input: Tensor
+    """What the map is applied to, shape (B, ...)."""
+    weight: Tensor
+    bias: Tensor | None = None
+    transposed: bool = False
+    """Whether the weight is stored as (inputs, outputs), as `addmm` and `matmul` take it."""
+    convolution: Convolution | None = None
+    name: str = ""
+    """Name of the weight among the network's parameters, where `Intercept` found it."""
+    bias_name: str | None = None
+    """Name of the bias; None where there is none, or it is computed from parameters."""
+
+    def __call__(self) -> Tensor:
+        """Compute the output, with the parameters as they are now."""
+        if self.convolution is not None:
+            return self.function(self.input, self.weight, self.bias, *self.convolution)
+        if self.function is torch.addmm and self.bias is not None:
+            return self.function(self.bias, self.input, self.weight)
+        if self.transposed:
+            return self.function(self.input, self.weight)
+        return self.function(self.input, self.weight, self.bias)
+
+    @property
+    def owned(self) -> bool:
+        """Whether weight and bias are the network's own parameters, not computed from them."""
+        return bool(self.name) and (self.bias is None or self.bias_name is not None)
+
+    @property
+    def dense(self) -> bool:
+        """Whether one matrix maps all inputs to all outputs: no groups."""
+        return self.convolution is None or self.convolution.groups == 1
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """View a tensor of the weight's shape as the matrix W.
+
+        Args:
+            weight: The weight, or a tensor of its shape.
+
+        Returns:
+            Shape (outputs, inputs), sharing memory.
+        """
+        return weight.t() if self.transposed else weight.flatten(1)
+
+    def rows(self, part: Tensor) -> Tensor:
+        """Write inputs as the rows x that W multiplies: tokens, or patches of a convolution.
+
+        Args:
+            part: Some of `input` along its first axis.
+
+        Returns:
+            Shape (n, inputs).
+        """
+        if self.convolution is None:
+            return part.flatten(0, -2)
+        stride, padding, dilation, _ = self.convolution
+        kernel = self.weight.shape[2:]
+        return patches(part, kernel, stride, padding, dilation).flatten(0, 1)
+
+    def flat(self, output: Tensor) -> Tensor:
+        """Write outputs as rows, one for each of `rows`.
+
+        Args:
+            output: What the map gives for some of its input.
+
+        Returns:
+            Shape (n, outputs).
+        """
+        channels = -1 if self.convolution is None else 1
+        return output.movedim(channels, -1).flatten(0, -2)
+
+
+def _linear(function: Any, input: Tensor, weight: Tensor, bias: Any = None) -> LinearMap:
+    return LinearMap(function, input, weight, bias)
+
+
+def _addmm(
+    function: Any, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> LinearMap | None:
+    if (beta, alpha) != (1, 1) or input.dim() != 1:
+        return None
+    return LinearMap(function, mat1, mat2, input, transposed=True)
+
+
+def _matmul(function: Any, input: Any, other: Any) -> LinearMap | None:
+    tensors = isinstance(input, Tensor) and isinstance(other, Tensor)
+    if not tensors or other.dim() != 2 or input.dim() < 2:
+        return None
+    return LinearMap(function, input, other, transposed=True)
+
+
+def _convolve(
+    function: Any, input: Tensor, weight: Tensor, bias: Any = None, *settings: Any, **named: Any
+) -> LinearMap | None:
+    if input.dim() != weight.dim():  # one sample without an axis of samples
+        return None
+    convolution = Convolution(*settings, **named)
+    return LinearMap(function, input, weight, bias, convolution=convolution)
+
+
+READERS: dict[Any, Callable[..., LinearMap | None]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm), _matmul),
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolve),
+}
+"""How the arguments of each function are read."""
+
+
+def read(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> LinearMap | None:
+    """Read a call of a torch function as a linear map.
+
+    Args:
+        function: What was called.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        The map; None where the call is none.
+    """
+    reader = READERS.get(function)
+    return None if reader is None else reader(function, *args, **kwargs)
+
+
+class Intercept(TorchFunctionMode):
+    """Hands every dense linear map by a network's own parameters to `handle`.
+
+    Weights that are computed from parameters, and grouped convolutions, are left alone. A bias that
+    is computed has no name: see `LinearMap.owned`.
+
+    Args:
+        model: The network.
+        handle: Takes the map; returns its output, or None to let it run.
+    """
+
+    def __init__(self, model: nn.Module, handle: Callable[[LinearMap], Tensor | None]) -> None:
+        super().__init__()
+        self.names = {id(value): name for name, value in model.named_parameters()}
+        self.handle = handle
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run `func`, or take its output from `handle`."""
+        kwargs = kwargs or {}
+        found = read(func, args, kwargs)
+        output = None if found is None else self._handled(found)
+        return func(*args, **kwargs) if output is None else output
+
+    def _handled(self, found: LinearMap) -> Tensor | None:
+        name = self.names.get(id(found.weight))
+        bias = self.names.get(id(found.bias))
+        if name is None or not found.dense:
+            return None
+        return self.handle(replace(found, name=name, bias_name=bias))

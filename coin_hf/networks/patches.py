@@ -1,0 +1,72 @@
+"""Patches of a convolution's input (im2col), for any number of axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patches(
+    inputs: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """Gather the patch of each output position.
+
+    Args:
+        inputs: Shape (B, C, *space), n axes of space.
+        kernel: Extents of the kernel, n of them.
+        stride: Of the convolution, one number or n.
+        padding: Of the convolution, one number or n or "same" or "valid".
+        dilation: Of the convolution, one number or n.
+
+    Returns:
+        Shape (B, T, C * taps): T output positions, channels before taps as in a weight.
+    """
+    n = len(kernel)
+    strides, dilations = as_tuple(stride, n), as_tuple(dilation, n)
+    inputs = F.pad(inputs, _pads(padding, kernel, dilations))
+    if all(extent == 1 for extent in kernel):
+        steps = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
+        return inputs[steps].flatten(2).transpose(1, 2)
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
+    space = [
+        (extent - span) // step + 1
+        for extent, span, step in zip(inputs.shape[2:], spans, strides, strict=True)
+    ]
+    offsets = inputs.stride()
+    windows = inputs.as_strided(
+        (*inputs.shape[:2], *kernel, *space),
+        (
+            *offsets[:2],
+            *(o * d for o, d in zip(offsets[2:], dilations, strict=True)),
+            *(o * s for o, s in zip(offsets[2:], strides, strict=True)),
+        ),
+        inputs.storage_offset(),
+    )  # (B, C, *kernel, *space), overlapping views
+    return windows.flatten(2 + n).flatten(1, 1 + n).transpose(1, 2)
+
+
+def as_tuple(value: Any, n: int) -> tuple[int, ...]:
+    """Return a setting of a convolution for each of its axes.
+
+    Args:
+        value: One number for all axes, or one each.
+        n: Number of axes.
+
+    Returns:
+        n numbers.
+    """
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * n if len(values) == 1 else values
+
+
+def _pads(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
+    """Padding of each axis, last axis first, as F.pad wants it."""
+    if padding == "valid":
+        sides = [(0, 0) for _ in kernel]
+    elif padding == "same":  # what cannot be halved goes to the end, as in torch
+        totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(pad, pad) for pad in as_tuple(padding, len(kernel))]
+    return [pad for side in reversed(sides) for pad in side]

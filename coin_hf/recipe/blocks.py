@@ -1,0 +1,289 @@
+"""The blocks of a recipe: what each key means, its default and its limits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    Tag,
+    model_serializer,
+)
+from pydantic_core import PydanticCustomError
+
+Library = Literal["auto", "timm", "transformers"]
+Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
+Step = Literal["layerwise", "head"]
+
+
+def _number(value: Any) -> Any:
+    """Refuse true and false, which Python counts as 1 and 0; YAML reads `1e-3` as text, fine."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "not a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Lam = Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
+
+
+def shape_of(betas: Any) -> str:
+    """Tell one row of betas from several, so that mistakes are reported for the one meant."""
+    several = isinstance(betas, list | tuple) and betas and isinstance(betas[0], list | tuple)
+    return "rows" if several else "row"
+
+
+Row = tuple[Number, ...]
+Weights = Annotated[
+    Annotated[Row, Tag("row")] | Annotated[tuple[Row, ...], Tag("rows")], Discriminator(shape_of)
+]
+
+
+class Block(BaseModel):
+    """A part of the recipe: frozen, closed to unknown keys; what is absent is not written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {key: value for key, value in found.items() if value is not None}
+
+
+class ExpertBlock(Block):
+    """One expert: where its weights lie and which dataset it was made for."""
+
+    model: str
+    """Hub id, or path of a folder with `config.json` and `model.safetensors`."""
+    dataset: str
+    """Name of its dataset among `datasets`: its samples are drawn and its NDA is measured there."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
+    name: str | None = None
+    """Short name in tables and cards; by default the last part of `model`."""
+    library: Library = "auto"
+    """Which library builds the network; `auto` reads it from `config.json`."""
+
+    @property
+    def label(self) -> str:
+        """The name by which tables and messages call this expert."""
+        return self.name or Path(self.model).name
+
+
+class DatasetBlock(Block):
+    """Images with labels, from the Hub or a folder."""
+
+    path: str
+    """Hub id, folder of parquet or image files, or folder written by `save_to_disk`."""
+    config: str | None = None
+    """Configuration of a Hub dataset that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub dataset, or `sha256:...` of a folder; pinned when run."""
+    split: str = "train"
+    """Split from which samples are drawn."""
+    image: str | None = None
+    """Image column; by default the one column of type `Image`."""
+    label: str | None = None
+    """Label column; by default the one column of type `ClassLabel`."""
+    labels: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)] | None = None
+    """Keep only rows with these labels (numbers or class names); by default all."""
+    streaming: bool = False
+    """Read rows as they come instead of downloading the split first."""
+
+
+class SamplesBlock(Block):
+    """The P unlabeled inputs on which Fishers are taken and lambda is chosen."""
+
+    per_expert: Annotated[StrictInt, Field(ge=1)] = 100
+    """P', the number of samples from each expert's dataset: P = P' * number of experts."""
+    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    """Seed of the draw."""
+    held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
+    draws: dict[str, str] | None = Field(default=None, min_length=1)
+    """What the samples are drawn from, `name: dataset`, P' rows each, in order; by default one draw
+    for each expert, under its name and from its dataset. Re-coding keeps the draws as they are
+    when experts join or leave."""
+
+
+class FisherBlock(Block):
+    """How the Fisher is computed."""
+
+    estimator: Literal["exact", "probe", "auto"] = "auto"
+    """`exact`; `probe`, whose cost does not grow with the classes; `auto`: exact up to 64."""
+    probes: Annotated[StrictInt, Field(ge=1)] = 4
+    """Random directions of the logits for each sample; used by `probe` only."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] | None = None
+    """Samples in one pass; by default what fits in memory."""
+    save: StrictBool | Literal["half"] = False
+    """Save the experts' Fishers with the coded model, so that `coin-hf recode` can change it
+    without data; `half` saves them in 16 bits and also codes with what is saved."""
+
+
+class TaskArithmeticBlock(Block):
+    """theta_0 + alpha sum_i (theta_i - theta_0)."""
+
+    foundation: str
+    """Hub id or folder of theta_0, from which the experts were fine-tuned; with their head."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
+    alpha: Annotated[Number, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Scale of the task vectors; `auto` picks among 0.05 ... 1.0 by 0.05 on the samples."""
+
+
+class RegMeanBlock(Block):
+    """Least squares, map by map, on the inputs that the experts see."""
+
+    mode: Literal["linear", "conv"] = "linear"
+    """Which maps: `linear`, fully connected layers; `conv`, dense convolutions as well."""
+    scale: Annotated[Number, Field(ge=0, le=1)] = 0.9
+    """What the off-diagonals of the Gram matrices are multiplied by."""
+
+
+class DistillationBlock(Block):
+    """Training on the coding loss, from the averaged parameters, by AdamW."""
+
+    epochs: Annotated[StrictInt, Field(ge=1)] = 20
+    """Passes over the samples."""
+    lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    """Learning rate."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 8
+    """Samples of one step, over all processes."""
+    weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Weight decay."""
+
+
+class AugmentBlock(Block):
+    """Changed copies of the samples, without labels: for all but the Fisher and choices."""
+
+    copies: Annotated[StrictInt, Field(ge=1)] = 4
+    """Copies of each sample beside itself."""
+    transforms: Annotated[tuple[Literal["shift", "flip", "mixup"], ...], Field(min_length=1)] = (
+        "shift",
+        "mixup",
+    )
+    """What a copy goes through; leave `flip` out where left and right have a meaning."""
+
+
+class RefineBlock(Block):
+    """A step by which the coded parameters are improved, without training."""
+
+    step: Step
+    """Which step."""
+    strength: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    """How far the step holds to what it found: a ridge relative to the mean square of its inputs;
+    `auto` chooses."""
+
+
+def _named(key: str) -> Callable[[Any], Any]:
+    """Take names in a list as blocks."""
+
+    def read(data: Any) -> Any:
+        if not isinstance(data, list | tuple):
+            return data
+        return [{key: each} if isinstance(each, str) else each for each in data]
+
+    return read
+
+
+Steps = Annotated[
+    tuple[RefineBlock, ...],
+    BeforeValidator(_named("step"), json_schema_input_type=tuple[Step | RefineBlock, ...]),
+]
+
+
+class Contender(Block):
+    """One row of a comparison: a coder, and what is set otherwise than in the recipe."""
+
+    coder: Coder
+    """Which coder."""
+    name: str | None = None
+    """What the row is called; by default as the coder."""
+    lam: Lam | None = None
+    """In place of the recipe's `lam`."""
+    fisher: FisherBlock | None = None
+    """In place of the recipe's block."""
+    task_arithmetic: TaskArithmeticBlock | None = None
+    """In place of the recipe's block."""
+    regmean: RegMeanBlock | None = None
+    """In place of the recipe's block."""
+    distillation: DistillationBlock | None = None
+    """In place of the recipe's block."""
+    refine: Steps | None = None
+    """In place of the recipe's steps; `[]` for none."""
+    augment: AugmentBlock | None = None
+    """In place of the recipe's block; `null` for none."""
+
+    @property
+    def label(self) -> str:
+        """The name of its rows."""
+        return self.name or self.coder
+
+
+class CompareBlock(Block):
+    """The rows of a comparison: every coder, on every draw of the samples."""
+
+    coders: (
+        Annotated[
+            tuple[Contender, ...],
+            Field(min_length=1),
+            BeforeValidator(_named("coder"), json_schema_input_type=tuple[Coder | Contender, ...]),
+        ]
+        | None
+    ) = None
+    """Names of coders, or blocks `{coder, name, ...}` with settings of their own; by default all
+    coders, `task_arithmetic` where its foundation is given."""
+    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of the samples' draw."""
+    per_expert: (
+        Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)] | None
+    ) = None
+    """Several P', for NDA against the number of samples; by default that of `samples`."""
+
+
+class EvaluationBlock(Block):
+    """Where NDA is measured; never looked at for a choice."""
+
+    split: str = "test"
+    """Split of each expert's dataset."""
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 64
+    """Images in one forward pass."""
+    limit: Annotated[StrictInt, Field(ge=1)] | None = None
+    """At most this many images of each dataset, drawn with the samples' seed; by default all."""
+
+
+class HubBlock(Block):
+    """Where `encode --push` puts the coded model."""
+
+    repo: str
+    """Hub id of the coded model."""
+    private: bool = False
+    """Create the repository private."""
+    revision: str | None = None
+    """Branch to push to; by default the main one."""
+    create_pr: bool = False
+    """Open a pull request instead of committing."""
+    commit_message: str = "Add coded model"
+    """First line of the commit."""
+
+
+def set_aside(share: float, count: int) -> int:
+    """Return how many of one draw's samples `samples.held_out` keeps from fitting.
+
+    Args:
+        share: The share, in [0, 1).
+        count: Samples of the draw.
+
+    Returns:
+        share * count, rounded down but for rounding errors: 0.29 * 100 is 28.999999999999996 in
+        floating point, and means 29.
+    """
+    return int(round(share * count, 9))

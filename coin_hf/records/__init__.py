@@ -1,0 +1,1 @@
+"""Typed records of a run: what coin.json and result.json hold."""

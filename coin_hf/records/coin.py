@@ -1,0 +1,154 @@
+"""The content of coin.json: what decoding, repeating and re-coding a run need."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from coin_hf.erasure.betas import rows_of
+from coin_hf.recipe import Recipe
+from coin_hf.recipe.blocks import (
+    AugmentBlock,
+    Coder,
+    DatasetBlock,
+    DistillationBlock,
+    EvaluationBlock,
+    FisherBlock,
+    RefineBlock,
+    RegMeanBlock,
+    SamplesBlock,
+    TaskArithmeticBlock,
+)
+from coin_hf.records.measurements import Calibration
+from coin_hf.records.record import Record
+
+FORMAT = 1
+"""Version of coin.json and result.json; a reader refuses one it does not know."""
+SETTINGS = ("task_arithmetic", "regmean", "distillation")
+"""Blocks of coders' settings; the one of the coder used is recorded."""
+REFINING = ("refine", "augment")
+"""Keys that are recorded where they had a part in a coded model."""
+
+Betas = list[float] | list[list[float]]
+
+
+class ExpertRecord(Record):
+    """One expert: where it lies, at which revision, and which dataset is its own."""
+
+    model: str
+    """Hub id or folder."""
+    dataset: str
+    """Name of its dataset among `datasets`."""
+    revision: str
+    """Commit SHA, or `sha256:...` of the folder."""
+    name: str
+    library: Literal["timm", "transformers"]
+
+
+class DrawnSamples(SamplesBlock):
+    """The samples and their rows."""
+
+    rows: dict[str, list[int]]
+    """For each draw its rows: positions in the dataset's split."""
+
+
+class RecodedFrom(Record):
+    """What a re-coded model was before."""
+
+    betas: Betas
+    lam: float | None
+    experts: list[str]
+
+
+class Settings(Record):
+    """What coin.json and result.json both say of how the coded models were made."""
+
+    format: Literal[1]
+    library: Literal["timm", "transformers"]
+    coder: Coder
+    betas: Betas
+    """Coding weights, shape (N,) or (M, N)."""
+    lam: float | None
+    """The penalty lambda of COIN; None for other coders."""
+    task_arithmetic: TaskArithmeticBlock | None = None
+    regmean: RegMeanBlock | None = None
+    distillation: DistillationBlock | None = None
+    refine: tuple[RefineBlock, ...] | None = None
+    """The steps behind the coder, where there are any."""
+    augment: AugmentBlock | None = None
+    """The copies of the samples, where they had a part."""
+    datasets: dict[str, DatasetBlock]
+    fisher: FisherBlock
+    evaluation: EvaluationBlock
+
+    def _moved(self, change: Callable[[str], str]) -> dict[str, Any]:
+        """Return the fields that hold a place, changed."""
+        moved: dict[str, Any] = {
+            "datasets": {
+                key: block.model_copy(update={"path": change(block.path)})
+                for key, block in self.datasets.items()
+            }
+        }
+        if self.task_arithmetic is not None:
+            foundation = change(self.task_arithmetic.foundation)
+            moved["task_arithmetic"] = self.task_arithmetic.model_copy(
+                update={"foundation": foundation}
+            )
+        return moved
+
+
+class CoinRecord(Settings):
+    """The content of coin.json."""
+
+    experts: list[ExpertRecord]
+    samples: DrawnSamples
+    calibration: Calibration | None = None
+    """None where nothing was measured since re-coding."""
+    versions: dict[str, str]
+    """Versions of the packages that the run depends on."""
+    recoded_from: RecodedFrom | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CoinRecord":
+        losses = None if self.calibration is None else self.calibration.losses
+        if losses is not None and len(losses) != len(rows_of(self.betas)):
+            raise ValueError(
+                f"calibration has {len(losses)} losses for {len(rows_of(self.betas))} coded models"
+            )
+        if list(self.samples.rows) != list(self.draws):
+            raise ValueError(
+                f"samples.rows are of {', '.join(self.samples.rows)}, but the draws are "
+                f"{', '.join(self.draws)}"
+            )
+        return self
+
+    @property
+    def draws(self) -> dict[str, str]:
+        """The samples' draws: the dataset of each, by name."""
+        return self.samples.draws or {expert.name: expert.dataset for expert in self.experts}
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run, lambda and revisions as they were used, without output and hub.
+
+        Raises:
+            InputError: If the record is not a valid recipe.
+        """
+        said = self.dump()
+        keys = ("coder", "betas", "lam", *SETTINGS, *REFINING, "experts", "datasets", "samples",
+                "fisher", "evaluation")  # fmt: skip
+        data = {key: said[key] for key in keys if said.get(key) is not None}
+        data["samples"].pop("rows")
+        return Recipe.from_dict(data, source="coin.json")
+
+    def moved(self, change: Callable[[str], str]) -> "CoinRecord":
+        """Change where experts, foundation and datasets lie.
+
+        Args:
+            change: Old place -> new place.
+
+        Returns:
+            The changed record.
+        """
+        experts = [e.model_copy(update={"model": change(e.model)}) for e in self.experts]
+        return self.model_copy(update={"experts": experts, **self._moved(change)})

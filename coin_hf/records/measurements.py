@@ -1,0 +1,109 @@
+"""What is measured of coded models: scores, erasures, choices, refinements, costs."""
+
+from typing import Literal
+
+from coin_hf.records.record import Record
+
+
+class Score(Record):
+    """How well one method answers for one missing expert."""
+
+    nda: float | None
+    """Normalized decoding accuracy, percent; None if the expert is never right or no labels."""
+    decoded_accuracy: float | None
+    """Share of decoded answers that are right; None without labels."""
+    agreement: float
+    """Share of inputs for which decoded and expert answer agree."""
+    coding_loss: float | None
+    """Mean over inputs and coded models of ||f_c - sum_i beta_ci f_i||^2, eq. (5) of
+    arXiv:2409.01420; None where nothing is coded."""
+
+
+class Erasure(Record):
+    """One missing expert, measured on its own test set: its accuracy and each method's score."""
+
+    missing: str
+    beside: list[str]
+    """The experts that are missing at the same time; all M coded models answer."""
+    points: int
+    """Test inputs."""
+    expert_accuracy: float
+    """Share of the expert's own answers that are right."""
+    scores: dict[str, Score]
+    """By method: the coder's name for the run's own coded models, and the controls."""
+
+
+class Detection(Record):
+    """How the parity check does on one expert's test set, with all experts answering."""
+
+    expert: str
+    points: int
+    false_alarms: float
+    """Share of intact answers that it takes for corrupted."""
+    noticed: float
+    """Share that it notices where this expert's logits are shifted by one class."""
+
+
+class Patterns(Record):
+    """How many sets of missing experts were measured, and of how many."""
+
+    measured: int = 0
+    possible: int = 0
+
+
+class Calibration(Record):
+    """What the samples say of the coded models; no label and no test data enter."""
+
+    losses: list[float]
+    """Coding loss of each coded model on the samples, shape (M,), in squared logits: decoding
+    weighs a coded answer by its inverse."""
+    threshold: float
+    """Parity residual above which complete answers count as corrupted."""
+    samples: int
+    """How many samples decided."""
+    quantile: float
+    """Share of the samples whose residual lies below the threshold."""
+
+
+class Choice(Record):
+    """How a coder's hyperparameter was chosen, and what every candidate scored."""
+
+    key: str
+    """What the recipe calls it: `lam` or `alpha`."""
+    by: Literal["nda", "agreement"]
+    """The measure, on the samples, averaged over the missing experts."""
+    samples: int
+    """How many samples decided."""
+    scores: list[dict[str, float]]
+    """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
+
+
+class Refinement(Record):
+    """What one step of `refine` did to one coded model."""
+
+    step: str
+    coded: int
+    """Number of the coded model."""
+    before: float | None
+    """Coding loss of the held-out samples before the step; None where it is not finite. They are
+    held out from the steps; the coder has seen them unless `samples.held_out` sets them aside."""
+    after: float | None
+    """The same after it."""
+    kept: bool
+    """Whether the step stays, as it does where `after` is smaller by more than rounding."""
+    samples: int
+    """How many inputs it was fitted to, copies included."""
+    held_out: int
+    """How many judged it."""
+    seconds: float
+
+
+class Passes(Record):
+    """Samples that went through one network; backward counts each vector pulled back."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        """Add up two costs."""
+        return Passes(forward=self.forward + other.forward, backward=self.backward + other.backward)

@@ -1,0 +1,93 @@
+"""The content of result.json: every number of a run, and what it was measured on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+from typing_extensions import Self
+
+from coin_hf.recipe.blocks import SamplesBlock
+from coin_hf.records.coin import ExpertRecord, RecodedFrom, Settings
+from coin_hf.records.measurements import (
+    Calibration,
+    Choice,
+    Detection,
+    Erasure,
+    Passes,
+    Patterns,
+    Refinement,
+)
+from coin_hf.records.record import Record
+
+
+class LicensedExpert(ExpertRecord):
+    """One expert and the licence that its card declares, if any."""
+
+    license: str | None
+
+
+class CountedSamples(SamplesBlock):
+    """The samples and their number."""
+
+    count: int
+    """P."""
+
+
+class Run(Record):
+    """On what a run was made, and what it took."""
+
+    device: str
+    processes: int
+    seconds: dict[str, float]
+    """Wall time by step."""
+    passes: Passes | None = None
+    history: list[dict[str, Any]] | None = None
+    """What training logged for each epoch, of coders that train."""
+    versions: dict[str, str]
+    """Versions of the packages that the run depends on."""
+
+
+class ResultRecord(Settings):
+    """The content of result.json."""
+
+    architecture: str
+    num_classes: int
+    """K."""
+    choice: Choice | None
+    """How the coder's hyperparameter was chosen, if it was."""
+    refinements: list[Refinement] | None = None
+    experts: list[LicensedExpert]
+    samples: CountedSamples
+    erasures: list[Erasure]
+    """One for each pattern and expert missing in it: single erasures first; empty: not measured."""
+    patterns: Patterns = Patterns()
+    mean_nda: dict[str, float | None]
+    """Percent by method, over the single erasures; None where an expert was never right."""
+    mean_nda_several: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    """The same by the number of experts missing at once, from 2."""
+    detection: list[Detection] = Field(default_factory=list)
+    calibration: Calibration | None = None
+    run: Run
+    recoded_from: RecodedFrom | None = None
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps of `refine` that were kept, each once."""
+        return list(dict.fromkeys(each.step for each in self.refinements or () if each.kept))
+
+    @property
+    def singles(self) -> list[Erasure]:
+        """The erasures of one expert alone."""
+        return [erasure for erasure in self.erasures if not erasure.beside]
+
+    def moved(self, change: Callable[[str], str]) -> Self:
+        """Change where experts, foundation and datasets lie.
+
+        Args:
+            change: Old place -> new place.
+
+        Returns:
+            The changed record.
+        """
+        experts = [e.model_copy(update={"model": change(e.model)}) for e in self.experts]
+        return self.model_copy(update={"experts": experts, **self._moved(change)})

@@ -1,0 +1,44 @@
+"""The result of a run, as people read it."""
+
+import html
+from pathlib import Path
+
+from coin_hf.records.result import ResultRecord
+from coin_hf.reports.figures import figure
+from coin_hf.reports.tables import Style, table
+
+
+class Result(ResultRecord):
+    """Every number of a run: what `encode`, `evaluate` and `recode` return.
+
+    Attributes and keys are those of `result.json`; `result["mean_nda"]` gives plain data,
+    `result.dump()` all of it.
+
+    Example:
+        result = encode(recipe).result
+        print(result.table())  # NDA, accuracy, agreement and coding loss of every erasure
+        result.mean_nda["coin"]  # percent
+    """
+
+    def table(self, style: Style = "plain") -> str:
+        """Render the NDA of every missing expert and method.
+
+        Args:
+            style: `plain` for a terminal, or `markdown`.
+
+        Returns:
+            The table; a sentence where nothing was measured.
+        """
+        return table(self, style)
+
+    def figure(self, path: str | Path) -> None:
+        """Draw the NDA of every method for each missing expert.
+
+        Args:
+            path: The PNG file to write.
+        """
+        figure(self, Path(path))
+
+    def _repr_html_(self) -> str:
+        """Show the table in a notebook."""
+        return f"<pre>{html.escape(self.table())}</pre>"

@@ -1,0 +1,89 @@
+"""Write files and folders whole or not at all: first a draft beside them, then one rename."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file; one that is there is replaced at the end.
+
+    Yields:
+        The draft to write; it is put in place at the end, or removed where an exception comes.
+    """
+    draft = _draft(path)
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all.
+
+    Args:
+        folder: The folder; one that is there is replaced at the end.
+
+    Yields:
+        An empty draft folder to fill; it is put in place at the end, or removed where an exception
+        comes.
+    """
+    draft = _draft(folder)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        _put_in_place(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def is_draft(path: Path, of: Path) -> bool:
+    """Say whether a file is what a stopped run left of another one.
+
+    Args:
+        path: The file.
+        of: The file that was to be written.
+
+    Returns:
+        Whether its name is that of a draft.
+    """
+    return path.parent == of.parent and path.name.startswith(f".{of.name}.")
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _put_in_place(draft: Path, folder: Path) -> None:
+    """Rename the finished draft to the folder's name, in one step where nothing was there."""
+    if not folder.exists():
+        draft.rename(folder)
+        return
+    old = draft.with_name(f"{draft.name}.old")
+    folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,160 @@
+"""Build coin.json and result.json from a run."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from coin_hf.evaluation.scores import mean_nda
+from coin_hf.recipe import Recipe
+from coin_hf.records.coin import FORMAT, REFINING, SETTINGS, CoinRecord
+from coin_hf.records.measurements import Calibration, Choice, Patterns, Refinement
+from coin_hf.records.result import Run
+from coin_hf.reports.result import Result
+from coin_hf.repository.paths import place_of
+from coin_hf.repository.provenance import environment
+
+if TYPE_CHECKING:
+    from coin_hf.data.samples import Samples
+    from coin_hf.evaluation.erasures import Measurement
+    from coin_hf.experts.expert import Expert
+
+
+def coin_record(
+    recipe: Recipe,
+    experts: "Sequence[Expert]",
+    samples: "Samples",
+    calibration: Calibration,
+) -> CoinRecord:
+    """Build the content of `coin.json`: what decoding and repeating the run need.
+
+    Args:
+        recipe: The recipe as it was used: revisions pinned, what was chosen in place of `auto`.
+        experts: The experts, in order.
+        samples: The samples, all of them.
+        calibration: What the samples say of the coded models.
+
+    Returns:
+        The record; folders are absolute paths.
+    """
+    from coin_hf.fisher import resolve_estimator
+
+    said = recipe.dump()
+    for expert, entry in zip(experts, said["experts"], strict=True):
+        entry |= {"library": expert.library}
+    said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
+    drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
+    return CoinRecord.model_validate(
+        {
+            "format": FORMAT,
+            "library": experts[0].library,
+            "coder": recipe.coder,
+            "betas": said["betas"],
+            "lam": said["lam"] if recipe.coder == "coin" else None,
+            **({recipe.coder: said[recipe.coder]} if recipe.coder in SETTINGS else {}),
+            **recorded_steps(recipe),
+            "experts": said["experts"],
+            "datasets": said["datasets"],
+            "samples": {**said["samples"], "rows": drawn},
+            "fisher": said["fisher"],
+            "evaluation": said["evaluation"],
+            "calibration": calibration,
+            "versions": environment(),
+        }
+    ).moved(place_of)
+
+
+def recorded_steps(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe says of refining and of copies, where it has a part.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        `refine` and `augment` as plain data, each only where it is used.
+    """
+    said = recipe.dump()
+    used = {"refine": bool(recipe.refine), "augment": recipe.enlarges}
+    return {key: said[key] for key in REFINING if used[key]}
+
+
+def result_record(
+    coin: CoinRecord,
+    experts: "Sequence[Expert]",
+    choice: Choice | None,
+    measurement: "Measurement",
+    run: Run,
+    *,
+    refinements: Sequence[Refinement] = (),
+) -> Result:
+    """Build the content of `result.json`: every number of a run, and what it was measured on.
+
+    Args:
+        coin: The content of `coin.json`.
+        experts: The experts, in order.
+        choice: How the coder's hyperparameter was chosen, if it was.
+        measurement: The measurements.
+        run: On what it was made, and what it took.
+        refinements: What each step of `refine` did.
+
+    Returns:
+        The record; folders are absolute paths.
+    """
+    said = coin.dump()
+    count = sum(len(rows) for rows in said["samples"].pop("rows").values())
+    shared = ("format", "library", "coder", "betas", "lam", *SETTINGS, *REFINING, "datasets",
+              "fisher", "evaluation", "calibration")  # fmt: skip
+    return Result.model_validate(
+        {
+            **{key: said[key] for key in shared if key in said},
+            "architecture": architecture(experts[0]),
+            "num_classes": experts[0].num_classes,
+            "choice": choice,
+            "refinements": list(refinements) or None,
+            "experts": [
+                {**entry, "license": expert.license}
+                for entry, expert in zip(said["experts"], experts, strict=True)
+            ],
+            "samples": {**said["samples"], "count": count},
+            **measured(measurement),
+            "run": run,
+        }
+    )
+
+
+def measured(measurement: "Measurement | None") -> dict[str, Any]:
+    """Return the fields of a result that hold measurements.
+
+    Args:
+        measurement: The measurements; None where nothing was measured.
+
+    Returns:
+        `erasures`, `patterns`, `mean_nda`, `mean_nda_several` and `detection`.
+    """
+    if measurement is None:
+        return {
+            "erasures": [],
+            "patterns": Patterns(),
+            "mean_nda": {},
+            "mean_nda_several": {},
+            "detection": [],
+        }
+    means = mean_nda(measurement.erasures)
+    return {
+        "erasures": measurement.erasures,
+        "patterns": measurement.patterns,
+        "mean_nda": means.pop(1),
+        "mean_nda_several": {str(size): found for size, found in means.items()},
+        "detection": measurement.detections,
+    }
+
+
+def architecture(expert: "Expert") -> str:
+    """Return what its library calls an expert's architecture.
+
+    Args:
+        expert: The expert.
+
+    Returns:
+        timm's name, or transformers' `model_type`.
+    """
+    name = expert.architecture.get("architecture") or expert.architecture.get("model_type")
+    return str(name)

@@ -30,7 +30,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.finetuning import fit, freeze_batch_norm
 from coin_hf.networks.logits import call
 from coin_hf.recipe.blocks import DatasetBlock
-from coin_hf.repository.records import environment
+from coin_hf.repository.provenance import environment
 
 
 def main(

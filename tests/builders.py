@@ -176,3 +176,36 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe_dict(folder, **changes), sort_keys=False))
     return path
+
+
+def plain_result(**changes: Any) -> dict[str, Any]:
+    """The content of a result.json of which only the changes matter."""
+    return {
+        "format": 1,
+        "library": "timm",
+        "coder": "coin",
+        "betas": [0.5, 0.5],
+        "lam": 0.1,
+        "architecture": "test_resnet",
+        "num_classes": 10,
+        "choice": None,
+        "experts": [
+            {
+                "model": f"./{name}",
+                "dataset": "pets",
+                "revision": "sha256:0",
+                "name": name,
+                "library": "timm",
+                "license": None,
+            }
+            for name in ("cats", "dogs")
+        ],
+        "datasets": {"pets": {"path": "./pets"}},
+        "samples": {"per_expert": 2, "count": 4},
+        "fisher": {"estimator": "exact"},
+        "evaluation": {},
+        "erasures": [],
+        "mean_nda": {},
+        "run": {"device": "cpu", "processes": 1, "seconds": {}, "versions": {}},
+        **changes,
+    }

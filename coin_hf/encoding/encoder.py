@@ -74,7 +74,8 @@ def run_coder(context: EncodingContext) -> Encoded:
     value, choice, passes = fitted.candidates[0], None, fitted.passes
     if len(fitted.candidates) > 1:
         with timed(seconds, "choice"):
-            value, choice = _choose(context, fitted, coded)
+            choice = _choose(context, fitted, coded)
+            value = choice.value
         networks = len(context.experts) + len(fitted.candidates) * len(coded)
         passes += Passes(forward=networks * choice.samples)
     with timed(seconds, "parameters"):
@@ -124,9 +125,7 @@ def _load_all(coded: Sequence[Expert], fitted: FittedCoder, value: float, rows: 
         set_values(each.model, fitted.parameters(value, row))
 
 
-def _choose(
-    context: EncodingContext, fitted: FittedCoder, coded: Sequence[Expert]
-) -> tuple[float, Choice]:
+def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Expert]) -> Choice:
     """Try every candidate on the samples: one forward for each, the experts' logits only once."""
     samples = context.parts[1]
 

@@ -25,7 +25,7 @@ def choose(
     code: ErasureCode,
     *,
     own: Sequence[Tensor] | None = None,
-) -> tuple[float, Choice]:
+) -> Choice:
     """Try each candidate on the samples and keep the best, one value for all coded models.
 
     Every pattern of up to M missing experts is tried, each expert missing in it judged on the
@@ -44,7 +44,7 @@ def choose(
             those of the draw with its number.
 
     Returns:
-        The value, and how it was chosen.
+        The choice.
     """
     if own is None:
         own = [samples.sources == i for i in range(len(expert_logits))]
@@ -55,8 +55,7 @@ def choose(
     by: Literal["nda", "agreement"] = (
         "nda" if all("nda" in entry for entry in scores) else "agreement"
     )
-    best = max(scores, key=lambda entry: (entry[by], -entry["coding_loss"]))
-    return best["value"], Choice(key=key, by=by, samples=len(samples), scores=scores)
+    return Choice(key=key, by=by, samples=len(samples), scores=scores)
 
 
 def measure(

@@ -8,7 +8,7 @@ from torch import Tensor
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 from coin_hf.metrics.nda import nda
-from coin_hf.records.measurements import Erasure, Score
+from coin_hf.records.measurements import Score
 
 
 def decode_missing(
@@ -80,28 +80,3 @@ def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor
         agreement=found["agreement"],
         coding_loss=loss,
     )
-
-
-def mean_nda(erasures: Sequence[Erasure]) -> dict[int, dict[str, float | None]]:
-    """Average NDA over erasures.
-
-    Args:
-        erasures: The erasures.
-
-    Returns:
-        Percent by the number of experts missing at once and by method, always with the key 1; None
-        where an expert was never right or there are no labels.
-    """
-    by_size: dict[int, list[Erasure]] = {1: []}
-    for erasure in erasures:
-        by_size.setdefault(1 + len(erasure.beside), []).append(erasure)
-    return {size: _means(found) for size, found in sorted(by_size.items())}
-
-
-def _means(erasures: Sequence[Erasure]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {}
-    for method in dict.fromkeys(method for erasure in erasures for method in erasure.scores):
-        ndas = [e.scores[method].nda for e in erasures if method in e.scores]
-        known = [one for one in ndas if one is not None]
-        means[method] = sum(known) / len(known) if len(known) == len(ndas) else None
-    return means

@@ -80,7 +80,7 @@ def concatenate(parts: Sequence[Any]) -> Any:
 
 
 def repeat_first(inputs: Inputs, times: int) -> Any:
-    """Repeat the first input without copying it.
+    """Repeat the first input.
 
     Args:
         inputs: Shape (P, ...).
@@ -91,7 +91,7 @@ def repeat_first(inputs: Inputs, times: int) -> Any:
     """
     if isinstance(inputs, Mapping):
         return {name: repeat_first(value, times) for name, value in inputs.items()}
-    return inputs[:1].expand(times, *inputs.shape[1:])
+    return torch.cat([inputs[:1]] * times)
 
 
 def to_device(inputs: Inputs, device: torch.device | str) -> Any:

@@ -1,5 +1,6 @@
 """What is measured of coded models: scores, erasures, choices, refinements, costs."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from coin_hf.records.record import Record
@@ -77,6 +78,11 @@ class Choice(Record):
     scores: list[dict[str, float]]
     """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
 
+    @property
+    def value(self) -> float:
+        """The best one; equal ones are told apart by the smaller coding loss, then by order."""
+        return max(self.scores, key=lambda one: (one[self.by], -one["coding_loss"]))["value"]
+
 
 class Refinement(Record):
     """What one step of `refine` did to one coded model."""
@@ -107,3 +113,28 @@ class Passes(Record):
     def __add__(self, other: "Passes") -> "Passes":
         """Add up two costs."""
         return Passes(forward=self.forward + other.forward, backward=self.backward + other.backward)
+
+
+def mean_nda(erasures: Sequence[Erasure]) -> dict[int, dict[str, float | None]]:
+    """Average NDA over erasures.
+
+    Args:
+        erasures: The erasures.
+
+    Returns:
+        Percent by the number of experts missing at once and by method, always with the key 1; None
+        where an expert was never right or there are no labels.
+    """
+    by_size: dict[int, list[Erasure]] = {1: []}
+    for erasure in erasures:
+        by_size.setdefault(1 + len(erasure.beside), []).append(erasure)
+    return {size: _means(found) for size, found in sorted(by_size.items())}
+
+
+def _means(erasures: Sequence[Erasure]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {}
+    for method in dict.fromkeys(method for erasure in erasures for method in erasure.scores):
+        ndas = [e.scores[method].nda for e in erasures if method in e.scores]
+        known = [one for one in ndas if one is not None]
+        means[method] = sum(known) / len(known) if len(known) == len(ndas) else None
+    return means

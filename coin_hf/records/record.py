@@ -1,7 +1,7 @@
 """The form that all records share: typed, closed, read strictly, written as plain JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping
 from typing import Any
 
 from pydantic import (
@@ -27,7 +27,11 @@ class Record(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # so that writing one fails, where "null" would hide it
+        use_attribute_docstrings=True,
     )
 
     @classmethod
@@ -47,9 +51,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            raise InputError(
-                f"{source} {_faults(error)}: download it again, or make it again"
-            ) from error
+            raise InputError(f"{source} {_faults(error)}: download or make it again") from error
 
     @classmethod
     def of(cls, data: "Record | Mapping[str, Any]") -> Self:
@@ -73,9 +75,17 @@ class Record(BaseModel):
         """Return it as plain data, as its JSON holds it."""
         return self.model_dump(mode="json")
 
-    def keys(self) -> list[str]:
+    def keys(self) -> KeysView[str]:
         """Return the keys that are written, in order."""
-        return list(self.dump())
+        return self.dump().keys()
+
+    def items(self) -> ItemsView[str, Any]:
+        """Return keys and plain data, as they are written."""
+        return self.dump().items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the plain data under a key, or a default where it is not written."""
+        return self.dump().get(key, default)
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # a mapping iterates over keys
         """Iterate over the keys that are written."""

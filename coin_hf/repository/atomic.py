@@ -67,11 +67,12 @@ def is_draft(path: Path, of: Path) -> bool:
     Returns:
         Whether its name is that of a draft.
     """
-    return path.parent == of.parent and path.name.startswith(f".{of.name}.")
+    same_end = path.suffix == of.suffix  # by which libraries tell the format
+    return path.parent == of.parent and same_end and path.name.startswith(f".{of.stem}.")
 
 
 def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    return path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
 def _put_in_place(draft: Path, folder: Path) -> None:

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from coin_hf.evaluation.scores import mean_nda
 from coin_hf.recipe import Recipe
 from coin_hf.records.coin import FORMAT, REFINING, SETTINGS, CoinRecord
-from coin_hf.records.measurements import Calibration, Choice, Patterns, Refinement
+from coin_hf.records.measurements import (
+    Calibration,
+    Choice,
+    Patterns,
+    Refinement,
+    mean_nda,
+)
 from coin_hf.records.result import Run
 from coin_hf.reports.result import Result
 from coin_hf.repository.paths import place_of

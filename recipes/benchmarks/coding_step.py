@@ -31,11 +31,12 @@ from torch import Tensor, nn
 from coin_hf.coders import fisher_average
 from coin_hf.data.augmentation import enlarge
 from coin_hf.data.samples import Samples
-from coin_hf.encoding.selection import LAM_CANDIDATES, Choice, choose
+from coin_hf.encoding.selection import LAM_CANDIDATES, choose
 from coin_hf.erasure.code import ErasureCode
-from coin_hf.experts.coded_model import load
+from coin_hf.experts.coded_model import set_values
 from coin_hf.fisher import diagonal_fisher
 from coin_hf.networks.logits import logits_of
+from coin_hf.records.measurements import Choice
 from coin_hf.refiners import refit_layers
 
 HERE = Path(__file__).parent
@@ -92,6 +93,7 @@ def measure(*, rounds: int, full: bool) -> dict[str, Any]:
 
 def one_round(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> dict[str, float]:
     """Seconds of each step; the training's are those of `EPOCHS` epochs."""
+    inputs = CASE.inputs(CASE.samples)
     fishers: list[dict[str, Tensor]] = []
     targets: list[Tensor] = []
     coded = copy.deepcopy(experts[0])
@@ -99,10 +101,10 @@ def one_round(experts: Sequence[nn.Module], samples: Samples, epochs: int) -> di
     seconds["lam"] = _timed(lambda: choose_lam(coded, experts, fishers, samples))
     seconds["coin"] = seconds["fishers"] + seconds["lam"]
     runs = [bound(copy.deepcopy(expert), CASE) for expert in experts]
-    seconds["bound"] = _timed(lambda: [run(samples.inputs) for run in runs])
-    seconds["layerwise"] = _timed(lambda: refine(coded, experts, samples.inputs))
+    seconds["bound"] = _timed(lambda: [run(inputs) for run in runs])
+    seconds["layerwise"] = _timed(lambda: refine(coded, experts, inputs))
     teachers = _timed(lambda: targets.append(mean_logits(experts, samples)))
-    trained = _timed(lambda: train(experts[0], samples.inputs, targets[0], epochs))
+    trained = _timed(lambda: train(experts[0], inputs, targets[0], epochs))
     seconds["distillation"] = teachers + trained * EPOCHS / epochs
     return seconds
 
@@ -141,14 +143,14 @@ def choose_lam(
 
     @torch.no_grad()
     def load_coded(lam: float) -> None:
-        load(coded, fisher_average(thetas, fishers, betas=BETAS, lam=lam), {})
+        set_values(coded, fisher_average(thetas, fishers, betas=BETAS, lam=lam))
 
     def coded_logits(lam: float) -> list[Tensor]:
         load_coded(lam)
         return [logits_of(coded, samples.inputs, batch_size=BATCH)]
 
     logits = [logits_of(expert, samples.inputs, batch_size=BATCH) for expert in experts]
-    choice = choose(LAM_CANDIDATES, coded_logits, logits, samples, ErasureCode(BETAS))
+    choice = choose("lam", LAM_CANDIDATES, coded_logits, logits, samples, ErasureCode(BETAS))
     load_coded(choice.value)
     return choice
 

@@ -25,7 +25,8 @@ from bench.machine import describe, sentence
 from safetensors.torch import save_file
 
 from coin_hf.hub.client import folder_revision
-from coin_hf.hub.layout import COIN_FILE, FORMAT, RESULT_FILE
+from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
+from coin_hf.records.coin import FORMAT, CoinRecord
 from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
 
 HERE = Path(__file__).parent
@@ -116,26 +117,30 @@ def make(folder: Path, layers: int) -> None:
     shutil.copy(folder / "one" / "config.json", coded)
     shutil.copy(folder / "one" / "model.safetensors", coded)
     coin = _coin(folder, revisions)
+    record = CoinRecord.of(coin)
     for name in NAMES:
         metadata = fisher_metadata(
             model=name,
             revision=revisions[name],
-            draws=draws_of(coin),
+            draws=draws_of(record),
             versions={},
-            estimator=coin["fisher"],
+            estimator=record.fisher,
             tied={},
         )
         write_fisher(coded / fisher_path(name), values(True), metadata)
     (coded / COIN_FILE).write_text(json.dumps(coin))
+    shared = {key: value for key, value in coin.items() if key != "versions"}
+    drawn = {key: value for key, value in coin["samples"].items() if key != "rows"}
     result = {
-        **coin,
+        **shared,
+        "choice": None,
         "num_classes": 2,
         "architecture": "synthetic",
         "experts": [{**entry, "license": None} for entry in coin["experts"]],
-        "samples": {**coin["samples"], "count": 2},
+        "samples": {**drawn, "count": 2},
         "erasures": [],
         "mean_nda": {},
-        "run": {},
+        "run": {"device": "cpu", "processes": 1, "seconds": {}, "versions": {}},
     }
     (coded / RESULT_FILE).write_text(json.dumps(result))
 
@@ -167,7 +172,7 @@ def _coin(folder: Path, revisions: dict[str, str]) -> dict[str, Any]:
         },
         "fisher": {"estimator": "exact", "probes": 4, "save": True},
         "evaluation": {"split": "test", "batch_size": 1},
-        "calibration": None,
+        "versions": {},
     }
 
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from coin_hf import Recipe, encode
-from coin_hf.cli.codes import gathered
+from coin_hf.cli.numbers import gathered
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.design import design
 
@@ -35,7 +35,7 @@ def test_numbers_are_gathered() -> None:
 
 
 def test_code_prints_betas_and_every_pattern(coin_hf: Command) -> None:
-    status, out, err = coin_hf("code", "--experts", "4", "--coded", "2")
+    status, out, err = coin_hf("design", "--experts", "4", "--coded", "2")
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == f"betas: {[list(row) for row in design(4, 2)]}"
@@ -43,14 +43,14 @@ def test_code_prints_betas_and_every_pattern(coin_hf: Command) -> None:
         "0", "1", "2", "3", "0, 1", "0, 2", "0, 3", "1, 2", "1, 3", "2, 3",
     ]  # fmt: skip
     assert lines[-1] == "worst: 10.318 (normalised Vandermonde: 19.977)"
-    found = json.loads(coin_hf("code", "--experts", "4", "--coded", "2", "--json")[1])
+    found = json.loads(coin_hf("design", "--experts", "4", "--coded", "2", "--json")[1])
     assert found["worst"] == worst_amplification(design(4, 2))
     assert max(p["with_fewest_coded"] for p in found["patterns"]) == pytest.approx(found["worst"])
 
 
 def test_code_looks_at_given_betas(coin_hf: Command) -> None:
     status, out, _ = coin_hf(
-        "code", "--experts", "2", "--betas", "0.6", "0.4", "--betas", "0.3", "0.7"
+        "design", "--experts", "2", "--betas", "0.6", "0.4", "--betas", "0.3", "0.7"
     )
     assert status == 0
     assert out.startswith("betas: [[0.6, 0.4], [0.3, 0.7]]\n")
@@ -129,7 +129,7 @@ BAD: dict[str, tuple[str, str]] = {
     "one expert": ("code --experts 1", "Invalid value"),
     "no code": (
         "code --experts 2 --betas 0.5 0.5 --betas 0.5 0.5",
-        "betas is no erasure code: with experts 0, 1 missing, coded models 0, 1 cannot",
+        "these betas are not an erasure code: experts 0, 1 cannot be recovered from",
     ),
     "betas for others": ("code --experts 3 --betas 0.5 0.5", "2 values for 3 experts"),
     "betas are words": ("code --experts 2 --betas a,b", "expected numbers such as"),

@@ -6,8 +6,9 @@ import pytest
 import reference
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from coin_hf.coders import average, gram_matrices, regmean
+from coin_hf.coders import average, gram_matrices, regmean, transposed_weights
 
 
 def generator(seed: int) -> torch.Generator:
@@ -166,3 +167,39 @@ class TestMessages:
             "the Gram of 'w' of expert 1 is not finite",
             grams=[one, {"w": torch.full((3, 3), float("inf"))}],
         )
+
+
+class Blocks(nn.Module):
+    """The same network by `nn.Linear` or by transformers' `Conv1D`, which stores (in, out)."""
+
+    def __init__(self, seed: int, *, transposed: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [(5, 5), (5, 4), (4, 3)]  # a square one, whose orientation no shape tells
+        self.maps = nn.ModuleList(
+            Conv1D(o, i) if transposed else nn.Linear(i, o) for i, o in sizes
+        ).double()
+        for (i, o), each in zip(sizes, self.maps, strict=True):
+            weight = torch.randn(o, i, generator=generator, dtype=torch.float64)
+            each.weight.data = weight.T.contiguous() if transposed else weight
+            each.bias.data = torch.randn(o, generator=generator, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in self.maps:
+            x = each(x.tanh())
+        return x.mean(1)
+
+
+def test_weights_stored_the_other_way_round_are_seen() -> None:
+    x = torch.randn(30, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    found = {}
+    for transposed in (False, True):
+        models = [Blocks(seed, transposed=transposed) for seed in (0, 1)]
+        grams = [gram_matrices(model, x) for model in models]
+        names = transposed_weights(models[0], x)
+        assert names == ({f"maps.{i}.weight" for i in range(3)} if transposed else set())
+        thetas = [parameters(model) for model in models]
+        found[transposed] = regmean(thetas, grams, betas=[0.3, 0.7], transposed=names)
+    for name, value in found[False].items():
+        other = found[True][name]
+        torch.testing.assert_close(value, other.T if value.dim() == 2 else other)

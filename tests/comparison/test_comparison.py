@@ -182,7 +182,7 @@ def test_a_folder_of_something_else_is_left_alone(
     recipe = write(tmp_path, given(world, start, tmp_path / "out"))
     code, out, err = coin_hf("compare", recipe)
     assert (code, out) == (2, "")
-    assert "holds no work of coin-hf to go on with: remove it, or choose another `output`" in err
+    assert "is not a coin-hf checkpoint folder: remove it, or choose another `output`" in err
     code, out, err = coin_hf("compare", recipe, "-o", f"output={recipe}")
     assert (code, out) == (2, "")
     assert "recipe.yaml is a file: choose another `output`" in err

@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 from builders import recipe_dict, save_timm, timm_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coin_hf.coders import average, gram_matrices, regmean, task_arithmetic
-from coin_hf.encoding.encoder import code
-from coin_hf.encoding.fitted_coder import Passes, Task, prepare
+from coin_hf.encoding.context import EncodingContext, RunContext
+from coin_hf.encoding.encoder import run_coder
+from coin_hf.encoding.fitted_coder import fit_coder
 from coin_hf.encoding.inputs import draw, load_experts
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
+from coin_hf.records.coin import CoinRecord
+from coin_hf.records.measurements import Passes
 from coin_hf.reports.card import model_card
 from coin_hf.repository.folder import read_repository
-from coin_hf.repository.records import recipe_of
 
 BETAS = [0.25, 0.75]
 
@@ -34,15 +35,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_timm(tmp_path_factory.mktemp("start") / "start", timm_model(7)))
 
 
-def task(world: Path, **changes: Any) -> Task:
+def context(world: Path, **changes: Any) -> EncodingContext:
     recipe = Recipe.from_dict({**recipe_dict(world), "betas": BETAS, **changes})
-    accelerator = Accelerator()
-    experts = load_experts(recipe, accelerator)
-    return Task(recipe, experts, draw(recipe, experts[0], accelerator), accelerator)
+    run = RunContext()
+    experts = load_experts(recipe, run)
+    return EncodingContext(run, recipe, experts, draw(recipe, experts[0], run))
 
 
 @contextmanager
-def counted(given: Task) -> Iterator[list[int]]:
+def counted(given: EncodingContext) -> Iterator[list[int]]:
     """Count the samples that go through the experts' networks and their copies."""
     count = [0]
 
@@ -56,20 +57,20 @@ def counted(given: Task) -> Iterator[list[int]]:
 
 
 def test_averaging(world: Path) -> None:
-    given = task(world, coder="averaging")
+    given = context(world, coder="averaging")
     with counted(given) as count:
-        found = code(given)
+        found = run_coder(given)
     expected = average(given.thetas, betas=BETAS)
     assert all(torch.equal(v, expected[name]) for name, v in found.coded[0].parameters.items())
     assert (found.key, found.value, found.choice, found.history) == (None, None, None, [])
-    assert found.passes == Passes(0, 0)
+    assert found.passes == Passes(forward=0, backward=0)
     assert count == [0]
 
 
 def test_task_arithmetic_chooses_alpha_on_the_samples(world: Path, start: str) -> None:
-    given = task(world, coder="task_arithmetic", task_arithmetic={"foundation": start})
+    given = context(world, coder="task_arithmetic", task_arithmetic={"foundation": start})
     with counted(given) as count:
-        found = code(given)
+        found = run_coder(given)
     assert found.choice is not None
     assert [entry["value"] for entry in found.choice.scores] == [
         round(0.05 * k, 2) for k in range(1, 21)
@@ -81,16 +82,18 @@ def test_task_arithmetic_chooses_alpha_on_the_samples(world: Path, start: str) -
     expected = task_arithmetic(given.thetas, foundation, betas=BETAS, alpha=best["value"])
     for name, value in found.coded[0].parameters.items():
         torch.testing.assert_close(value, expected[name])
-    assert found.passes == Passes(count[0], 0) == Passes(22 * 16, 0)
+    assert found.passes == Passes(forward=count[0]) == Passes(forward=22 * 16)
 
 
 @pytest.mark.parametrize("mode", ["linear", "conv"])
 def test_regmean_takes_each_experts_own_samples(world: Path, mode: Any) -> None:
-    given = task(world, coder="regmean", regmean={"mode": mode, "scale": 0.7})
+    given = context(world, coder="regmean", regmean={"mode": mode, "scale": 0.7})
     with counted(given) as count:
-        found = code(given)
-    assert found.passes == Passes(16, 0)
-    assert count == [16 + 2]  # one more for each expert, to find its maps
+        found = run_coder(given)
+    assert found.passes == Passes(forward=16, backward=0)
+    assert count == [
+        16 + 3
+    ]  # one more for each expert, to find its maps; one for their orientation
     own = [given.samples.inputs[:8], given.samples.inputs[8:]]
     grams = [gram_matrices(e.model, x, mode=mode) for e, x in zip(given.experts, own, strict=True)]
     expected = regmean(given.thetas, grams, betas=BETAS, scale=0.7)
@@ -107,10 +110,10 @@ def test_regmean_takes_each_experts_own_samples(world: Path, mode: Any) -> None:
 def test_distillation_lowers_the_loss_it_logs(world: Path) -> None:
     settings = {"epochs": 3, "lr": 1e-4, "batch_size": 5}
     samples = {"per_expert": 8, "seed": 0, "held_out": 0.25}
-    given = task(world, coder="distillation", distillation=settings, samples=samples)
+    given = context(world, coder="distillation", distillation=settings, samples=samples)
     with counted(given) as count:
-        found = code(given)
-    assert found.passes == Passes(2 * 12 + 3 * 12, 3 * 12)
+        found = run_coder(given)
+    assert found.passes == Passes(forward=2 * 12 + 3 * 12, backward=3 * 12)
     # The log's own passes: the experts on the held-out part, the student on both after each epoch.
     assert count == [found.passes.forward + 2 * 4 + 4 * 16]
     assert [entry["epoch"] for entry in found.history] == [0, 1, 2, 3]
@@ -128,7 +131,7 @@ def test_distillation_lowers_the_loss_it_logs(world: Path) -> None:
     assert train[-1] == pytest.approx(float(by_hand), rel=1e-4)
 
     # Epoch 0 is the averaged start.
-    plain = code(task(world, coder="averaging", samples=samples))
+    plain = run_coder(context(world, coder="averaging", samples=samples))
     with torch.no_grad():
         errors = (plain.coded[0].model(x) - exact).square().sum(1)
     by_hand = (errors[mine == 0].mean() + errors[mine == 1].mean()) / 2
@@ -138,31 +141,31 @@ def test_distillation_lowers_the_loss_it_logs(world: Path) -> None:
 def test_every_coder_makes_several_coded_models(world: Path, start: str) -> None:
     several = {"betas": [[0.7, 0.3], [0.2, 0.8]], "distillation": {"epochs": 1}}
     for coder in ("averaging", "task_arithmetic", "regmean", "distillation"):
-        given = task(
+        given = context(
             world, **several, coder=coder, task_arithmetic={"foundation": start, "alpha": 0.5}
         )
-        found = code(given)
+        found = run_coder(given)
         assert len(found.coded) == 2
         for c, row in enumerate(several["betas"]):
-            alone = task(
+            alone = context(
                 world,
                 **{**several, "betas": row},
                 coder=coder,
                 task_arithmetic={"foundation": start, "alpha": 0.5},
             )
-            expected = code(alone).coded[0].parameters
+            expected = run_coder(alone).coded[0].parameters
             for name, value in found.coded[c].parameters.items():
                 torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
         if coder == "distillation":
             entries = [(entry["coded"], entry["epoch"]) for entry in found.history]
             assert entries == [(0, 0), (0, 1), (1, 0), (1, 1)]
-            assert found.passes == Passes(2 * 16 + 2 * 16, 2 * 16)
+            assert found.passes == Passes(forward=2 * 16 + 2 * 16, backward=2 * 16)
 
 
 def test_coin_counts_a_backward_pass_for_each_class_or_probe(world: Path) -> None:
-    assert prepare(task(world)).passes == Passes(32, 320)
+    assert fit_coder(context(world)).passes == Passes(forward=32, backward=320)
     probes = {"estimator": "probe", "probes": 3}
-    assert prepare(task(world, fisher=probes)).passes == Passes(32, 96)
+    assert fit_coder(context(world, fisher=probes)).passes == Passes(forward=32, backward=96)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -191,7 +194,7 @@ def test_the_repository_records_the_coder_and_repeats_it(
         assert coin[coder]["alpha"] in [entry["value"] for entry in result["choice"]["scores"]]
         assert coin[coder]["foundation"] == start
         assert coin[coder]["revision"].startswith("sha256:")
-    again = encode(recipe_of(coin))
+    again = encode(CoinRecord.of(coin).recipe)
     state = ensemble.model.state_dict()
     assert all(torch.equal(v, state[name]) for name, v in again.model.state_dict().items())
     text = str(model_card(result, "me/coded"))

@@ -9,35 +9,36 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from builders import recipe_dict
 
 from coin_hf import CodedEnsemble, encode
 from coin_hf.data.augmentation import enlarge
-from coin_hf.encoding.encoder import code
-from coin_hf.encoding.fitted_coder import Passes, Task, enlarged
+from coin_hf.encoding.context import EncodingContext, RunContext
+from coin_hf.encoding.encoder import run_coder
+from coin_hf.encoding.fitted_coder import enlarged
 from coin_hf.encoding.inputs import draw, load_experts
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
 from coin_hf.recoding.recode import recode
 from coin_hf.recoding.tune_betas import tune_betas
+from coin_hf.records.coin import CoinRecord
+from coin_hf.records.measurements import Passes
 from coin_hf.refiners import refit_head, refit_layers
 from coin_hf.reports.card import model_card
 from coin_hf.reports.tables import table
 from coin_hf.repository.folder import read_repository
-from coin_hf.repository.records import recipe_of
 
 BETAS = [0.25, 0.75]
 STEPS = [{"step": "layerwise", "strength": 0.1}, {"step": "head", "strength": 1.0}]
 AUGMENT = {"copies": 2, "transforms": ["shift", "mixup"]}
 
 
-def task(world: Path, **changes: Any) -> Task:
+def context(world: Path, **changes: Any) -> EncodingContext:
     samples = {"per_expert": 20, "seed": 0}
     recipe = Recipe.from_dict({**recipe_dict(world), "betas": BETAS, "samples": samples, **changes})
-    accelerator = Accelerator()
-    experts = load_experts(recipe, accelerator)
-    return Task(recipe, experts, draw(recipe, experts[0], accelerator), accelerator)
+    run = RunContext()
+    experts = load_experts(recipe, run)
+    return EncodingContext(run, recipe, experts, draw(recipe, experts[0], run))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -46,20 +47,20 @@ def same(a: Any, b: Any) -> bool:
 
 
 @torch.no_grad()
-def loss(given: Task, model: torch.nn.Module, x: torch.Tensor) -> float:
+def loss(given: EncodingContext, model: torch.nn.Module, x: torch.Tensor) -> float:
     exact = sum(b * e.model(x) for b, e in zip(BETAS, given.experts, strict=True))
     return float((model(x) - exact).square().sum(1).mean())
 
 
 def test_steps_are_their_functions_one_after_the_other(world: Path) -> None:
-    given = task(world, refine=STEPS, augment=AUGMENT)
-    found = code(given)
+    given = context(world, refine=STEPS, augment=AUGMENT)
+    found = run_coder(given)
     fit, held_out = given.samples.split(0.2)
     assert (len(fit), len(held_out)) == (32, 8)
     x = torch.cat(
         [fit.inputs, *enlarge(fit.inputs, copies=2, transforms=["shift", "mixup"], seed=0)]
     )
-    model = copy.deepcopy(code(task(world)).coded[0].model)
+    model = copy.deepcopy(run_coder(context(world)).coded[0].model)
     models = [expert.model for expert in given.experts]
     with torch.no_grad():
         targets = sum(b * m(x).double() for b, m in zip(BETAS, models, strict=True))
@@ -86,11 +87,11 @@ def test_a_step_that_does_not_help_is_dropped(world: Path) -> None:
     """A coded model that is exact: every step can but leave it or make it worse."""
     changes = {"coder": "averaging", "experts": [recipe_dict(world)["experts"][0]] * 2}
     changes["experts"] = [{**e, "name": n} for e, n in zip(changes["experts"], "ab", strict=True)]
-    given = task(world, **changes, refine=["layerwise", "head"], betas=[0.5, 0.5])
-    found = code(given)
+    given = context(world, **changes, refine=["layerwise", "head"], betas=[0.5, 0.5])
+    found = run_coder(given)
     assert [each.kept for each in found.refinements] == [False, False]
     assert [each.before for each in found.refinements] == [0.0, 0.0]
-    assert same(found, code(task(world, **changes, betas=[0.5, 0.5])))
+    assert same(found, run_coder(context(world, **changes, betas=[0.5, 0.5])))
     ensemble = encode(given.recipe)
     assert "COIN +" not in table(ensemble.result)
     card = str(model_card(ensemble.result, "me/coded"))
@@ -105,12 +106,12 @@ def test_what_a_dropped_step_did_is_undone(
     def spoil(model: torch.nn.Module, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
         return {name: value + worse for name, value in model.named_parameters()}
 
-    given = task(world, refine=["head"])
+    given = context(world, refine=["head"])
     with monkeypatch.context() as patch:
         patch.setattr("coin_hf.encoding.refinement.refit_head", spoil)
-        found = code(given)
+        found = run_coder(given)
         encode(given.recipe).save_pretrained(tmp_path / "coded")
-    assert same(found, code(task(world)))
+    assert same(found, run_coder(context(world)))
     (told,) = json.loads((tmp_path / "coded" / "result.json").read_text())["refinements"]
     assert not told["kept"]
     assert (told["after"] is None) == math.isnan(worse)
@@ -121,27 +122,27 @@ def test_what_a_dropped_step_did_is_undone(
 @pytest.mark.parametrize("coder", ["coin", "averaging", "regmean", "distillation"])
 def test_no_label_enters(world: Path, coder: str) -> None:
     changes: dict[str, Any] = {"coder": coder, "distillation": {"epochs": 1}, "augment": AUGMENT}
-    given = task(world, **changes, refine=["layerwise", "head"])
+    given = context(world, **changes, refine=["layerwise", "head"])
     labels = given.samples.labels
     assert labels is not None
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     for changed in (labels[order], None):
         other = replace(given, samples=replace(given.samples, labels=changed))
-        assert same(code(given), code(other))
+        assert same(run_coder(given), run_coder(other))
 
 
 def test_it_refines_what_any_coder_gives_and_every_coded_model(world: Path) -> None:
     rows = [[0.7, 0.3], [0.2, 0.8]]
     for coder in ("coin", "averaging", "regmean", "distillation"):
-        given = task(
+        given = context(
             world, coder=coder, betas=rows, refine=["layerwise"], distillation={"epochs": 1}
         )
-        found = code(given)
+        found = run_coder(given)
         assert [each.coded for each in found.refinements] == [0, 1]
         assert all(each.after < each.before for each in found.refinements)
         for c, row in enumerate(rows):
-            alone = code(
-                task(
+            alone = run_coder(
+                context(
                     world, coder=coder, betas=row, refine=["layerwise"], distillation={"epochs": 1}
                 )
             )
@@ -150,41 +151,41 @@ def test_it_refines_what_any_coder_gives_and_every_coded_model(world: Path) -> N
 
 
 def test_the_fisher_sees_no_copies(world: Path) -> None:
-    with_copies, without = code(task(world, augment=AUGMENT)), code(task(world))
+    with_copies, without = run_coder(context(world, augment=AUGMENT)), run_coder(context(world))
     assert same(with_copies, without)
     assert with_copies.passes == without.passes
 
 
 def test_copies_are_the_samples_and_behind_them_their_changes(world: Path) -> None:
-    given = task(world, augment=AUGMENT)
+    given = context(world, augment=AUGMENT)
     found = enlarged(given.samples, given.recipe)
     assert len(found) == 3 * 40
     assert torch.equal(found.inputs[:40], given.samples.inputs)
     assert found.sources.tolist() == 3 * given.samples.sources.tolist()
     assert found.labels is None
-    assert enlarged(given.samples, task(world).recipe) is given.samples
+    assert enlarged(given.samples, context(world).recipe) is given.samples
 
 
 def test_rivals_get_the_same_copies(world: Path) -> None:
     for coder in ("regmean", "distillation"):
-        more = code(task(world, coder=coder, augment=AUGMENT, distillation={"epochs": 1}))
-        plain = code(task(world, coder=coder, distillation={"epochs": 1}))
+        more = run_coder(context(world, coder=coder, augment=AUGMENT, distillation={"epochs": 1}))
+        plain = run_coder(context(world, coder=coder, distillation={"epochs": 1}))
         assert more.passes.forward == 3 * plain.passes.forward
         assert not same(more, plain)
 
 
 def test_passes_are_counted(world: Path) -> None:
-    plain = code(task(world)).passes
-    found = code(task(world, refine=["layerwise", "head"], augment=AUGMENT)).passes
+    plain = run_coder(context(world)).passes
+    found = run_coder(context(world, refine=["layerwise", "head"], augment=AUGMENT)).passes
     held, more = 8, 3 * 32
     layers, head = 3 * (more + held), 3 * more
-    assert found == plain + Passes(2 * held + 3 * held + layers + head)
+    assert found == plain + Passes(forward=2 * held + 3 * held + layers + head)
 
 
 def test_samples_that_are_held_out_judge(world: Path) -> None:
     samples = {"per_expert": 20, "seed": 0, "held_out": 0.5}
-    given = task(world, samples=samples, refine=["layerwise"])
-    (found,) = code(given).refinements
+    given = context(world, samples=samples, refine=["layerwise"])
+    (found,) = run_coder(given).refinements
     assert (found.samples, found.held_out) == (20, 20)
 
 
@@ -192,7 +193,7 @@ def test_samples_that_are_held_out_judge(world: Path) -> None:
 def refined(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coded repository whose model was refined, with its Fishers."""
     folder = tmp_path_factory.mktemp("refined") / "coded"
-    given = task(world, refine=["layerwise"], augment=AUGMENT, fisher={"save": True})
+    given = context(world, refine=["layerwise"], augment=AUGMENT, fisher={"save": True})
     encode(given.recipe).save_pretrained(folder)
     return folder
 
@@ -210,7 +211,7 @@ def test_the_repository_tells_it_and_runs_again(refined: Path) -> None:
     assert f"| refining | `layerwise` on 96 inputs, kept: coding loss {line}" in card
     assert "| copies | 2 of each sample (shift, mixup), for the steps of `refine` |" in card
     assert "COIN + layerwise" in card
-    again = encode(recipe_of(read_repository(refined, "coded")[0]))
+    again = encode(CoinRecord.of(read_repository(refined, "coded")[0]).recipe)
     kept = CodedEnsemble.from_pretrained(refined).coded_models[0].parameters
     for name, value in again.coded_models[0].parameters.items():
         assert torch.equal(value, kept[name])
@@ -229,9 +230,11 @@ def test_betas_of_a_refined_model_are_not_tuned(refined: Path) -> None:
 
 
 def test_copies_that_nobody_takes_are_not_recorded(world: Path) -> None:
-    ensemble = encode(task(world, augment=AUGMENT).recipe)
+    ensemble = encode(context(world, augment=AUGMENT).recipe)
     assert "augment" not in ensemble.coin
-    taken = encode(task(world, coder="regmean", regmean={"mode": "conv"}, augment=AUGMENT).recipe)
+    taken = encode(
+        context(world, coder="regmean", regmean={"mode": "conv"}, augment=AUGMENT).recipe
+    )
     assert taken.coin["augment"] == AUGMENT
     card = str(model_card(taken.result, "me/coded"))
     assert "| copies | 2 of each sample (shift, mixup), for RegMean |" in card
@@ -239,7 +242,7 @@ def test_copies_that_nobody_takes_are_not_recorded(world: Path) -> None:
 
 def test_a_row_can_do_without_the_recipes_copies(world: Path) -> None:
     coders = ["distillation", {"coder": "distillation", "name": "plain", "augment": None}]
-    recipe = task(world, augment=AUGMENT, refine=["head"], compare={"coders": coders}).recipe
+    recipe = context(world, augment=AUGMENT, refine=["head"], compare={"coders": coders}).recipe
     first, second = map(recipe.with_coder, recipe.contenders)
     assert (first.augment, second.augment) == (recipe.augment, None)
     assert first.refine == second.refine == recipe.refine
@@ -267,10 +270,10 @@ def test_recoding_says_that_it_does_not_refine(refined: Path, tmp_path: Path) ->
 def test_bad_input_is_told_before_anything_is_computed(
     world: Path, changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = task(world, refine=["layerwise"], **changes)
-    monkeypatch.setattr("coin_hf.encoding.encoder.prepare", lambda _: pytest.fail("computed"))
+    given = context(world, refine=["layerwise"], **changes)
+    monkeypatch.setattr("coin_hf.encoding.encoder.fit_coder", lambda _: pytest.fail("computed"))
     with pytest.raises(InputError) as caught:
-        code(given)
+        run_coder(given)
     assert str(caught.value) == message
 
 

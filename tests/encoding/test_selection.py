@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from coin_hf.data.samples import Samples
-from coin_hf.encoding.selection import LAM_CANDIDATES, Choice, choose
+from coin_hf.encoding.selection import LAM_CANDIDATES, choose
 from coin_hf.erasure.code import ErasureCode
 
 CODE = ErasureCode([0.5, 0.5])
@@ -44,7 +44,9 @@ def test_the_best_nda_wins_where_there_are_labels() -> None:
         0.2: coded([0, 2, 1, 3], EXPERTS),  # right: 2 and 1 -> NDA 200 and 100
         0.3: coded(OWN, EXPERTS),  # right: 1 and 1 -> NDA 100 and 100
     }
-    choice = choose(list(logits), lambda value: [logits[value]], EXPERTS, samples(truth), CODE)
+    choice = choose(
+        "lam", list(logits), lambda value: [logits[value]], EXPERTS, samples(truth), CODE
+    )
     assert (choice.value, choice.by, choice.samples) == (0.2, "nda", 4)
     assert [entry["nda"] for entry in choice.scores] == [50, 150, 100]
     assert [entry["agreement"] for entry in choice.scores] == [0.75, 0.25, 1]
@@ -57,7 +59,9 @@ def test_the_best_agreement_where_there_are_none() -> None:
         0.2: coded([0, 2, 1, 3], EXPERTS),
         0.3: coded(OWN, EXPERTS),
     }
-    choice = choose(list(logits), lambda value: [logits[value]], EXPERTS, samples(None), CODE)
+    choice = choose(
+        "lam", list(logits), lambda value: [logits[value]], EXPERTS, samples(None), CODE
+    )
     assert (choice.value, choice.by) == (0.3, "agreement")
     assert all("nda" not in entry for entry in choice.scores)
 
@@ -65,7 +69,9 @@ def test_the_best_agreement_where_there_are_none() -> None:
 def test_agreement_too_where_an_expert_is_never_right() -> None:
     logits = {0.1: coded([3, 3, 2, 0], EXPERTS), 0.2: coded(OWN, EXPERTS)}
     truth = [3, 3, 2, 0]  # expert 0 is wrong on all of its samples
-    choice = choose(list(logits), lambda value: [logits[value]], EXPERTS, samples(truth), CODE)
+    choice = choose(
+        "lam", list(logits), lambda value: [logits[value]], EXPERTS, samples(truth), CODE
+    )
     assert (choice.value, choice.by) == (0.2, "agreement")
 
 
@@ -76,7 +82,7 @@ def test_ties_go_to_the_smaller_coding_loss_and_then_to_the_first() -> None:
         0.3: coded(OWN, EXPERTS, noise=0.1),
         0.4: coded(OWN, EXPERTS, noise=0.9),
     }
-    choice = choose(list(logits), lambda value: [logits[value]], EXPERTS, samples(OWN), CODE)
+    choice = choose("lam", list(logits), lambda value: [logits[value]], EXPERTS, samples(OWN), CODE)
     assert choice.value == 0.2
     assert {entry["nda"] for entry in choice.scores} == {100}
     losses = [entry["coding_loss"] for entry in choice.scores]
@@ -93,7 +99,7 @@ def test_each_candidate_is_run_once_and_in_order() -> None:
         seen.append(value)
         return [coded(OWN, EXPERTS)]
 
-    choice = choose(LAM_CANDIDATES, run, EXPERTS, samples(OWN), CODE)
+    choice = choose("lam", LAM_CANDIDATES, run, EXPERTS, samples(OWN), CODE)
     assert seen == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     assert choice.value == 1e-5
 
@@ -104,17 +110,12 @@ def test_only_the_samples_given_count() -> None:
     _, held_out = drawn.split(0.5)
     experts = [expert[[1, 3]] for expert in EXPERTS]
     logits = {0.1: coded([0, 1, 1, 0], EXPERTS)[[1, 3]], 0.2: coded([1, 2, 1, 3], EXPERTS)[[1, 3]]}
-    choice = choose(list(logits), lambda value: [logits[value]], experts, held_out, CODE)
+    choice = choose("lam", list(logits), lambda value: [logits[value]], experts, held_out, CODE)
     assert choice.samples == 2
     assert (choice.value, choice.by) == (0.1, "agreement")  # neither expert is right on them
 
 
 def test_half_precision_logits() -> None:
     half = [expert.half() for expert in EXPERTS]
-    choice = choose([0.1], lambda _: [coded(OWN, EXPERTS).half()], half, samples(OWN), CODE)
-    assert choice.scores == ({"value": 0.1, "nda": 100, "agreement": 1, "coding_loss": 0},)
-
-
-def test_a_choice_as_plain_data() -> None:
-    choice = Choice(0.1, "nda", 4, ({"value": 0.1, "nda": 90.0},))
-    assert choice.dump() == {"by": "nda", "samples": 4, "scores": [{"value": 0.1, "nda": 90.0}]}
+    choice = choose("lam", [0.1], lambda _: [coded(OWN, EXPERTS).half()], half, samples(OWN), CODE)
+    assert choice.scores == [{"value": 0.1, "nda": 100, "agreement": 1, "coding_loss": 0}]

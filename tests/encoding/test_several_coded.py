@@ -75,7 +75,10 @@ def test_coded_is_a_short_way_to_write_designed_betas(world: Path, places: Path)
         ({"betas": [[0.2, 0.3, 0.5], [0.2, 0.3]]}, "row 1 of betas has 2 values (0.2, 0.3) for 3"),
         ({"betas": [[0.2, 0.3, 0.5], [0.2, "a", 0.5]]}, "'betas.1.1': expected a number, got 'a'"),
         ({"betas": [[0.2, 0.3, 0.5], 0.5]}, "'betas.1': expected a list, got 0.5"),
-        ({"betas": [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]}, "betas is no erasure code: with experts"),
+        (
+            {"betas": [[0.2, 0.3, 0.5], [0.2, 0.3, 0.5]]},
+            "are not an erasure code: experts",
+        ),
         (
             {"fisher": {"save": "full"}},
             "'fisher.save': expected true or false or 'half', got",

@@ -275,10 +275,10 @@ def test_other_mistakes_are_named() -> None:
         # Order 2 of 3: with a coded model lost as well, these two rows must tell 0 and 2 apart.
         (
             [[0.25, 0.5, 0.25], [0.4, 0.2, 0.4], [0.2, 0.3, 0.5]],
-            "betas is no erasure code: with experts 0, 2 missing, coded models 0, 1 cannot tell "
-            "them apart",
+            "these betas are not an erasure code: experts 0, 2 cannot be recovered from coded "
+            "models 0, 1",
         ),
-        ([[0.5, 0.5], [0.5, 0.5]], "with experts 0, 1 missing, coded models 0, 1 cannot"),
+        ([[0.5, 0.5], [0.5, 0.5]], "experts 0, 1 cannot be recovered from coded models 0, 1"),
         ([[0.5, 0.5], [0.4, 0.5]], "row 1 of betas must sum to 1, but 0.4, 0.5 sum to 0.9"),
         ([[0.5, 0.5], [1.2, -0.2]], "row 1 of betas must all be positive, got 1.2, -0.2"),
         ([[0.5, 0.5], [1.0]], "row 1 of betas has 1 values (1) for 2 experts: give one for each"),

@@ -6,24 +6,18 @@ import numpy as np
 import pytest
 import reference
 import torch
-from accelerate import Accelerator
 from builders import NORMALISATION, digits, save_digits
 from torch import Tensor, nn
 
 from coin_hf.data.images import LabelledImages
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
-from coin_hf.evaluation.erasures import (
-    NO_CODED_MODEL,
-    OUTPUT_AVERAGE,
-    Erasure,
-    coding_errors,
-    decode_missing,
-    evaluate_erasures,
-    score,
-)
+from coin_hf.evaluation.erasures import evaluate_erasures
+from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.experts.preprocessing import timm_preprocessing
-from coin_hf.recipe.blocks import DatasetBlock
+from coin_hf.recipe.blocks import DatasetBlock, EvaluationBlock
+from coin_hf.records.measurements import Erasure
 
 PREPROCESSING = timm_preprocessing({"input_size": [3, 8, 8], "crop_pct": 1.0, **NORMALISATION}, 3)
 BETAS = {2: [0.3, 0.7], 3: [0.2, 0.5, 0.3], 5: [0.1, 0.15, 0.2, 0.25, 0.3]}
@@ -91,10 +85,8 @@ class World:
             self.code,
             self.sets(**block),
             PREPROCESSING,
-            batch_size=batch_size,
-            limit=limit,
+            settings=EvaluationBlock(batch_size=batch_size, limit=limit),
             seed=0,
-            accelerator=Accelerator(),
         ).erasures
 
 

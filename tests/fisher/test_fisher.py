@@ -19,8 +19,10 @@ from reference import fisher as one_copy
 from reference import fisher_error
 from torch import Tensor, nn
 
-from coin_hf.fisher import Partial, chunks, diagonal_fisher, generic, rules, squares
+from coin_hf.fisher import Partial, chunks, diagonal_fisher, generic, squares
 from coin_hf.fisher.probe import cotangents as probes_of
+from coin_hf.fisher.rules.linear import linear
+from coin_hf.fisher.rules.table import RULES
 from coin_hf.fisher.self_check import check_engine
 
 K = 4
@@ -359,15 +361,15 @@ def test_the_self_check_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> 
         return tape.watch(output, [input], {weight: square, bias: square})
 
     def no_bias(tape: Any, input: Tensor, weight: Tensor, bias: Any = None) -> Any:
-        output = rules.linear(tape, input, weight)
+        output = linear(F.linear, tape, input, weight)
         return None if output is None else output + bias.detach()
 
-    monkeypatch.setitem(rules.RULES, F.linear, no_bias)
+    monkeypatch.setitem(RULES, F.linear, no_bias)
     with pytest.raises(RuntimeError, match=r"Fisher of head.bias differs .* on 2 samples"):
         diagonal_fisher(net(), samples(3), self_check=True)
     diagonal_fisher(net(), samples(3))  # silent where it is not asked for
     monkeypatch.undo()
-    monkeypatch.setitem(rules.RULES, F.layer_norm, no_factor)
+    monkeypatch.setitem(RULES, F.layer_norm, no_factor)
     with pytest.raises(RuntimeError, match=r"Fisher of last\.weight differs"):
         check_engine(net(), samples(2))
 
@@ -447,7 +449,8 @@ def calls(accelerator: Any = None) -> dict[str, Callable[[], dict[str, Tensor]]]
 
 
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    program = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    program = f"import sys; sys.path[:0] = {places}\n"
     program += f"from test_fisher import of_processes; of_processes({str(tmp_path)!r})\n"
     script = tmp_path / "program.py"
     script.write_text(program)

@@ -7,8 +7,8 @@ import timm
 import torch
 import transformers
 from builders import randomise
+from fisher_plans import generic, tried
 from reference import fisher, fisher_error
-from test_fisher_rules import generic, tried
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher

@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from builders import randomise
+from fisher_plans import generic, tried
 from reference import fisher, fisher_by_differences, fisher_error
 from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
-from coin_hf.fisher.batched_backward import Plan, add_chunk, make_plan
-from coin_hf.fisher.borrow import borrowed
 
 K, P = 3, 3
 
@@ -30,24 +29,6 @@ def built(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return randomise(make(), 0).double()
-
-
-def tried(model: nn.Module, inputs: Any) -> Plan:
-    """The plan for a model, after a chunk of all samples."""
-    sums = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
-
-    def vectors(logits: Tensor, positions: Any) -> Tensor:
-        return logits.new_ones(1, len(positions), K)
-
-    with borrowed(model):
-        plan = make_plan(model, inputs)
-        add_chunk(sums, model, inputs, vectors, plan, block=1)
-    return plan
-
-
-def generic(model: nn.Module, inputs: Any) -> list[str]:
-    """The parameters for which no rule was found to hold, on two samples or on all of them."""
-    return list(tried(model, inputs).generic)
 
 
 def assert_exact(model: nn.Module, inputs: Any, *, by_rule: bool = True, **options: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.convolution import by_tap, convolve, patches
+from coin_hf.fisher.convolution import by_tap, convolve
 from coin_hf.fisher.squares import (
     add_grouped_products,
     add_jacobians,
@@ -22,6 +22,7 @@ from coin_hf.fisher.squares import (
 from coin_hf.fisher.vector_jacobian import linear_map, with_gradient
 from coin_hf.networks import matmul as products
 from coin_hf.networks.matmul import product
+from coin_hf.networks.patches import patches
 
 DTYPES = [torch.float32, torch.float64]
 

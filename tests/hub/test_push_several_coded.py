@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from builders import make_world
+from hub_clients import DATA, PUBLISH, coin_hf, environment, python
 from hub_server import Hub, User, serve
-from test_hub import DATA, PUBLISH, coin_hf, environment, python
 
 WRITER = "hf_writer"
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from coin_hf.networks.logits import call, logits_of, to_device
+from coin_hf.networks.inputs import to_device
+from coin_hf.networks.logits import call, logits_of
 
 
 class Returns(nn.Module):

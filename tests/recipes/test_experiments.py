@@ -7,10 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -18,13 +15,14 @@ import pytest
 import yaml
 from builders import digits, save_timm, timm_model
 from hub_server import User, serve
+from recipe_scripts import script
 
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PLANS = sorted(RECIPES.glob("*/experiments*.yaml"))
-PARTS = ("paper", "offline")
+PARTS = ("paper", "experiments/offline")
 FILES = [file for part in PARTS for file in sorted((RECIPES / part).glob("[tf]*.yaml"))]
 HUB_IDS = {
     "mnist": "ylecun/mnist",
@@ -33,20 +31,10 @@ HUB_IDS = {
 }
 
 
-@contextmanager
-def script(path: Path) -> Iterator[dict[str, Any]]:
-    """The names of a script beside which its modules lie."""
-    sys.path.insert(0, str(path.parent))
-    try:
-        yield runpy.run_path(str(path))
-    finally:
-        sys.path.remove(str(path.parent))
-
-
 def test_all_are_there() -> None:
     assert [plan.relative_to(RECIPES).as_posix() for plan in PLANS] == [
-        "offline/experiments-lite0.yaml",
-        "offline/experiments-resnet50.yaml",
+        "experiments/offline/experiments-lite0.yaml",
+        "experiments/offline/experiments-resnet50.yaml",
         "paper/experiments.yaml",
     ]
     assert len(FILES) == 16
@@ -161,7 +149,7 @@ def test_a_pair_of_table_two_runs_on_a_hub_with_stand_ins(
             (tmp_path / file.name).write_bytes(file.read_bytes())
         monkeypatch.setattr(sys, "argv", ["run_experiments.py", str(plan), *arguments[1:]])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(RECIPES / "run_experiments.py"), run_name="__main__")
+            runpy.run_path(str(RECIPES / "experiments" / "run_experiments.py"), run_name="__main__")
         assert not stopped.value.code, capfd.readouterr().err
     runs = tmp_path / "runs" / "paper"
     choice = json.loads((runs / "trials" / "choice.json").read_text())
@@ -190,7 +178,7 @@ def test_idx_files_and_tables_become_parquet(tmp_path: Path) -> None:
         head = b"\0\0\x08\x01" + np.array(labels[split].shape, ">u4").tobytes()
         packed = gzip.compress(head + labels[split].tobytes())
         (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(packed)
-    with script(RECIPES / "offline" / "build.py") as names:
+    with script(RECIPES / "experiments" / "offline" / "build.py") as names:
         found = names["read_fashion_mnist"](tmp_path, 12, 20)
         names["write"](tmp_path / "fashion", found, names["FASHION"])
         table = np.column_stack([g.integers(0, 256, (1010, 784)), np.arange(1010) % 10])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_experiments import script
+from recipe_scripts import script
 
 from coin_hf.comparison.statistics import controls, summary
 from coin_hf.errors import InputError
@@ -19,7 +19,7 @@ from coin_hf.reports.comparison_table import comparison_table
 from coin_hf.reports.tables import TITLES
 
 ROOT = Path(__file__).parents[2]
-OFFLINE = ROOT / "recipes" / "offline"
+OFFLINE = ROOT / "recipes" / "experiments" / "offline"
 SCRIPT = OFFLINE / "tables.py"
 RESULTS = OFFLINE / "results"
 PAGES = (OFFLINE / "README.md", ROOT / "README.md")

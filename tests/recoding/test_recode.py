@@ -85,7 +85,7 @@ def test_the_same_betas_and_lambda_give_the_same_bytes(
 
 
 def test_chunks_do_not_matter(three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coin_hf.repository.mapped_tensors.CHUNK", 101)
+    monkeypatch.setattr("coin_hf.recoding.streaming.CHUNK", 101)
     recode(three, tmp_path / "out")
     assert dict(weights(tmp_path / "out")) == dict(weights(three))
 
@@ -176,7 +176,7 @@ def test_an_expert_leaves(three: Path, places: Path, world: Path, tmp_path: Path
 
 def test_the_new_repository_claims_no_measurement(three: Path, tmp_path: Path) -> None:
     result = recode(three, tmp_path / "c", lam=0.5)
-    assert result == json.loads((tmp_path / "c" / "result.json").read_text()) | {
+    assert result.dump() == json.loads((tmp_path / "c" / "result.json").read_text()) | {
         "experts": result["experts"],
         "datasets": result["datasets"],
     }

@@ -10,6 +10,7 @@ import timm
 import torch
 from builders import timm_model
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from coin_hf.coders import average
 from coin_hf.refiners import Unsuitable, find_maps, refit_head, refit_layers
@@ -301,7 +302,7 @@ def test_a_network_without_dense_maps_is_refused() -> None:
             return self.only(x).flatten(1)
 
     one = Depthwise().requires_grad_(False)
-    with pytest.raises(Unsuitable, match="no dense two-dimensional convolution or linear map"):
+    with pytest.raises(Unsuitable, match="no dense convolution or linear map"):
         refit_layers(one, [one], images(4, 2), images(2, 2), betas=[1.0])
 
 
@@ -343,8 +344,8 @@ def through(model: nn.Module, x: Tensor) -> tuple[list[str], Tensor]:
     with passes([model], x) as [only]:
         stop, names = only.go(), []
         while stop is not None:
-            names.append(stop.weight)
-            stop = only.go(stop.run())
+            names.append(stop.name)
+            stop = only.go(stop())
     return names, only.logits
 
 
@@ -422,3 +423,48 @@ def test_maps_on_tokens_first_are_left_alone_and_windows_are_not() -> None:
 
     found = find_maps(Turned(), images(1, 2))
     assert found == {"windows.weight": 2, "head.weight": 1}
+
+
+class Tokens(nn.Module):
+    """Maps of tokens by `nn.Linear` or by transformers' `Conv1D`; images or keyword arguments."""
+
+    def __init__(self, seed: int, *, transposed: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [(5, 5), (5, 4), (4, 3)]
+        self.maps = nn.ModuleList(
+            Conv1D(o, i) if transposed else nn.Linear(i, o) for i, o in sizes
+        ).double()
+        for (i, o), each in zip(sizes, self.maps, strict=True):
+            weight = torch.randn(o, i, generator=generator, dtype=torch.float64)
+            each.weight.data = weight.T.contiguous() if transposed else weight
+            each.bias.data = torch.randn(o, generator=generator, dtype=torch.float64)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for each in self.maps[:-1]:
+            x = each(x).tanh()
+        return self.maps[-1](x.mean(1))
+
+
+@pytest.mark.parametrize("mapping", [False, True])
+def test_weights_stored_the_other_way_round_are_refitted_alike(mapping: bool) -> None:
+    generator = torch.Generator().manual_seed(9)
+    x, held_out = (torch.randn(n, 2, 5, generator=generator).double() for n in (40, 10))
+    given = [{"x": x}, {"x": held_out}] if mapping else [x, held_out]
+    found: dict[bool, dict[str, Tensor]] = {}
+    for transposed in (False, True):
+        experts = [Tokens(seed, transposed=transposed) for seed in (0, 1)]
+        coded = copy.deepcopy(experts[0])
+        thetas = [dict(expert.named_parameters()) for expert in experts]
+        coded.load_state_dict(average(thetas, betas=BETAS))
+        found[transposed] = refit_layers(coded, experts, *given, betas=BETAS)
+        old = dict(coded.named_parameters())
+        assert not any(torch.equal(old[name], value) for name, value in found[transposed].items())
+        targets = sum(b * expert(x) for b, expert in zip(BETAS, experts, strict=True))
+        head = refit_head(coded, given[0], targets, strength=0.1)
+        found[transposed] |= {f"head {name}": value for name, value in head.items()}
+    assert any(name.startswith("head") for name in found[True])
+    for name, value in found[False].items():
+        other = found[True][name]
+        torch.testing.assert_close(value, other.T if value.dim() == 2 else other)

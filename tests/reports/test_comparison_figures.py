@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from comparison_results import entry, result
 from PIL import Image
-from test_comparison_report import entry, result
 
 from coin_hf.reports.comparison_figures import write_figures
 

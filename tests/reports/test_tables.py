@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builders import plain_result
 from PIL import Image
 
-from coin_hf.reports.tables import figure, table
+from coin_hf.reports.figures import figure
+from coin_hf.reports.tables import table
 
 
 def score(nda: float | None, loss: float | None = 0.125) -> dict[str, Any]:
@@ -16,9 +18,8 @@ def score(nda: float | None, loss: float | None = 0.125) -> dict[str, Any]:
 
 def result(coin: float | None = 80.0) -> dict[str, Any]:
     """Two erasures by hand; the second expert is never right."""
-    return {
-        "coder": "coin",
-        "erasures": [
+    return plain_result(
+        erasures=[
             {
                 "missing": "cats",
                 "beside": [],
@@ -34,9 +35,8 @@ def result(coin: float | None = 80.0) -> dict[str, Any]:
                 "scores": {"coin": score(None, 1234567.0), "no coded model": score(None, None)},
             },
         ],
-        "mean_nda": {"coin": None, "no coded model": 6.25},
-        "mean_nda_several": {},
-    }
+        mean_nda={"coin": None, "no coded model": 6.25},
+    )
 
 
 def test_plain_table() -> None:

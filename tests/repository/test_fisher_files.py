@@ -13,16 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coin_hf import InputError, fisher_average, load_expert
+from coin_hf.data.samples import Samples
+from coin_hf.recipe.blocks import DatasetBlock, FisherBlock
+from coin_hf.recoding.streaming import write_coded
 from coin_hf.repository.fisher_files import (
     check_fisher,
-    draws_of,
+    drawn,
     fisher_metadata,
     fisher_path,
     rounded,
     samples_hash,
     write_fisher,
 )
-from coin_hf.repository.mapped_tensors import Tensors, weights_in, write_coded
+from coin_hf.repository.mapped_tensors import Tensors, weights_in
 
 DRAWS = [
     {"path": "a/b", "revision": "1" * 40, "config": None, "split": "train", "rows": [3, 1]},
@@ -36,7 +39,7 @@ def metadata(**changes: Any) -> dict[str, str]:
         "revision": "3" * 40,
         "draws": DRAWS,
         "versions": {"torch": "2"},
-        "estimator": {"estimator": "exact", "probes": 4},
+        "estimator": FisherBlock(estimator="exact"),
         "tied": {},
     }
     return fisher_metadata(**{**given, **changes})
@@ -66,7 +69,7 @@ def test_one_literal_file(tmp_path: Path) -> None:
 
 def test_probes_are_told_where_they_were_used() -> None:
     assert "probes" not in metadata()
-    assert metadata(estimator={"estimator": "probe", "probes": 4})["probes"] == "4"
+    assert metadata(estimator=FisherBlock(estimator="probe", probes=4))["probes"] == "4"
 
 
 def test_no_path_of_this_machine_is_told() -> None:
@@ -88,12 +91,21 @@ def test_the_hash_tells_samples_apart() -> None:
 
 
 def test_held_out_samples_are_not_the_fishers() -> None:
-    coin = {
-        "experts": [{"name": "low", "dataset": "d"}],
-        "datasets": {"d": {"path": "p", "revision": "r", "split": "train"}},
-        "samples": {"held_out": 0.5, "rows": {"low": [9, 8, 7, 6]}},
-    }
-    assert [draw["rows"] for draw in draws_of(coin)] == [[9, 8]]
+    datasets = {"d": DatasetBlock(path="p", revision="r")}
+    (draw,) = drawn({"low": "d"}, {"low": [9, 8, 7, 6]}, datasets, 0.5)
+    assert draw["rows"] == [9, 8]
+
+
+@pytest.mark.parametrize(("share", "count", "fitted"), [(0.29, 100, 71), (0.58, 50, 21)])
+def test_as_many_samples_are_recorded_as_are_fitted(share: float, count: int, fitted: int) -> None:
+    """In floating point the share is a little less than the whole number that it means."""
+    assert share * count < count - fitted
+    rows = tuple(range(count))
+    samples = Samples(torch.zeros(count, 1), None, torch.zeros(count), (rows,))
+    kept, aside = samples.split(share)
+    assert (len(kept), len(aside)) == (fitted, count - fitted)
+    (draw,) = drawn({"low": "d"}, {"low": rows}, {"d": DatasetBlock(path="p")}, share)
+    assert draw["rows"] == list(kept.rows[0])
 
 
 @pytest.mark.parametrize("lam", [0.0, 1e-5, 1e-2])

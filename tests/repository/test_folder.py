@@ -17,7 +17,9 @@ from transformers import AutoModelForImageClassification
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
 from coin_hf.hub.client import pin
-from coin_hf.repository.folder import check_output, local_experts, read_repository, write_repository
+from coin_hf.reports.card import model_card
+from coin_hf.repository.folder import check_output, read_repository, write_repository
+from coin_hf.repository.paths import local_experts
 
 FILES = {"README.md", "coin.json", "config.json", "model.safetensors", "nda.png", "result.json"}
 
@@ -42,15 +44,40 @@ COIN = """{
 """  # noqa: E501
 """What version 1 of the format looks like: files that were written stay readable."""
 
-RESULT = {
-    **{k: v for k, v in json.loads(COIN).items() if k != "versions"},
-    "architecture": "test_resnet",
-    "num_classes": 10,
-    "choice": None,
-    "erasures": [],
-    "mean_nda": {},
-    "run": {},
+RESULT = """{
+  "format": 1,
+  "library": "timm",
+  "coder": "coin",
+  "betas": [0.25, 0.75],
+  "lam": 0.001,
+  "architecture": "test_resnet",
+  "num_classes": 10,
+  "choice": {"key": "lam", "by": "nda", "samples": 4, "scores": [
+    {"value": 0.001, "nda": 87.5, "agreement": 0.75, "coding_loss": 0.25}
+  ]},
+  "experts": [
+    {"model": "./experts/cats", "dataset": "pets", "revision": "sha256:REVISION-0", "name": "cats", "library": "timm", "license": "mit"},
+    {"model": "../dogs", "dataset": "pets", "revision": "sha256:REVISION-1", "name": "dogs", "library": "timm", "license": null}
+  ],
+  "datasets": {
+    "pets": {"path": "someone/pets", "revision": "0123456789abcdef0123456789abcdef01234567", "split": "train", "streaming": false}
+  },
+  "samples": {"per_expert": 2, "seed": 0, "held_out": 0.0, "count": 4},
+  "fisher": {"estimator": "exact", "probes": 4, "save": false},
+  "evaluation": {"split": "test", "batch_size": 64},
+  "erasures": [
+    {"missing": "cats", "beside": [], "points": 8, "expert_accuracy": 0.875, "scores": {
+      "coin": {"nda": 100.0, "decoded_accuracy": 0.875, "agreement": 0.75, "coding_loss": 0.5},
+      "averaging": {"nda": 57.1, "decoded_accuracy": 0.5, "agreement": 0.5, "coding_loss": 1.5},
+      "output average": {"nda": 100.0, "decoded_accuracy": 0.875, "agreement": 1.0, "coding_loss": 0.0},
+      "no coded model": {"nda": 0.0, "decoded_accuracy": 0.0, "agreement": 0.0, "coding_loss": null}
+    }}
+  ],
+  "mean_nda": {"coin": 100.0, "averaging": 57.1, "output average": 100.0, "no coded model": 0.0},
+  "run": {"device": "cpu", "processes": 1, "seconds": {"load": 0.5}, "versions": {"python": "3.12.0", "coin-hf": "0.1.0"}}
 }
+"""  # noqa: E501
+"""The result beside it, without what later versions of coin-hf 0.1 added to the format."""
 
 
 def read(coded: Path) -> tuple[CodedEnsemble, dict[str, Any], dict[str, Any]]:
@@ -89,12 +116,15 @@ def test_a_literal_coin_json_is_read(tmp_path: Path) -> None:
     for i, revision in enumerate(revisions):
         text = text.replace(f"sha256:REVISION-{i}", revision)
     (folder / "coin.json").write_text(text)
-    (folder / "result.json").write_text(json.dumps(RESULT))
+    (folder / "result.json").write_text(RESULT)
     ensemble = CodedEnsemble.from_pretrained(folder, experts=True)
     assert ensemble.code.betas == (0.25, 0.75)
     assert [expert.name for expert in ensemble.experts] == ["cats", "dogs"]
     assert [Path(expert.repo) for expert in ensemble.experts] == places
     assert ensemble.coin["datasets"]["pets"]["path"] == "someone/pets"
+    assert ensemble.result["mean_nda"]["coin"] == ensemble.result.mean_nda["coin"] == 100.0
+    assert "COIN                        57.1" not in ensemble.result.table()
+    assert model_card(ensemble.result, "me/pets").data.license is None
     assert local_experts(ensemble.coin) == ["cats", "dogs"]
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -173,8 +203,7 @@ def test_links_to_the_output_and_to_experts(coded: Path, tmp_path: Path) -> None
     shutil.copytree(coded.parent / "high", home / "high")
     (home / "coded").symlink_to(disk / "a" / "coded")
     ensemble = CodedEnsemble.from_pretrained(coded)
-    for name, entry in zip(("low", "high"), ensemble.coin["experts"], strict=True):
-        entry["model"] = str(home / name)
+    ensemble.coin = ensemble.coin.moved(lambda path: str(home / Path(path).name))
     ensemble.save_pretrained(home / "coded")
     ensemble.save_pretrained(home / "coded", overwrite=True)
     assert (home / "coded").is_symlink()
@@ -189,8 +218,7 @@ def test_a_tree_behind_a_link_stays_movable(coded: Path, tmp_path: Path) -> None
     shutil.copytree(coded.parent, tmp_path / "real")
     (tmp_path / "link").symlink_to(tmp_path / "real")
     ensemble = CodedEnsemble.from_pretrained(tmp_path / "real" / "coded")
-    for name, entry in zip(("low", "high"), ensemble.coin["experts"], strict=True):
-        entry["model"] = str(tmp_path / "link" / name)
+    ensemble.coin = ensemble.coin.moved(lambda path: str(tmp_path / "link" / Path(path).name))
     ensemble.save_pretrained(tmp_path / "link" / "again")
     coin = json.loads((tmp_path / "real" / "again" / "coin.json").read_text())
     assert [expert["model"] for expert in coin["experts"]] == ["../low", "../high"]
@@ -200,16 +228,16 @@ def test_overwriting_keeps_the_old_one_until_the_new_one_is_whole(
     coded: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "coded"
-    ensemble, coin, result = read(coded)
+    ensemble, _, _ = read(coded)
     ensemble.save_pretrained(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     # A result that JSON cannot say is found out in the middle of writing.
-    broken = {**result, "lam": float("nan")}
+    broken = ensemble.result.model_copy(update={"lam": float("nan")})
     with pytest.raises(ValueError, match="Out of range float"):
-        write_repository(folder, ensemble._write, coin, broken, overwrite=True)
+        write_repository(folder, ensemble._write, ensemble.coin, broken, overwrite=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert os.listdir(tmp_path) == ["coded"]
-    ensemble.coin["lam"] = 0.5
+    ensemble.coin = ensemble.coin.model_copy(update={"lam": 0.5})
     ensemble.save_pretrained(folder, overwrite=True)
     assert json.loads((folder / "coin.json").read_text())["lam"] == 0.5
     assert os.listdir(tmp_path) == ["coded"]

@@ -8,11 +8,15 @@ import pytest
 from builders import recipe_dict
 
 import coin_hf
+from coin_hf.encoding.pinning import resolve
 from coin_hf.errors import InputError
-from coin_hf.evaluation.erasures import Erasure, Measurement, Score
-from coin_hf.pipeline import encode, resolve
+from coin_hf.evaluation.erasures import Measurement
+from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
-from coin_hf.repository.records import LIBRARIES, environment, measured, recipe_of
+from coin_hf.records.coin import CoinRecord
+from coin_hf.records.measurements import Erasure, Patterns, Score
+from coin_hf.repository.provenance import LIBRARIES, environment
+from coin_hf.repository.run_records import measured
 
 
 def test_the_record_is_the_recipe_as_it_was_run(
@@ -21,7 +25,7 @@ def test_the_record_is_the_recipe_as_it_was_run(
     monkeypatch.chdir(world)  # paths relative to the working directory mean nothing later on
     given = Recipe.from_dict(recipe_dict(Path(".")))
     ensemble = encode(given)
-    repeated = recipe_of(json.loads(json.dumps(ensemble.coin)))
+    repeated = CoinRecord.of(json.loads(json.dumps(ensemble.coin.dump()))).recipe
     absolute = resolve(Recipe.from_dict(recipe_dict(world)))
     experts = tuple(e.model_copy(update={"library": "timm"}) for e in absolute.experts)
     fisher = absolute.fisher.model_copy(update={"estimator": "exact"})
@@ -59,10 +63,13 @@ def test_the_environment_names_this_version() -> None:
 
 def test_means_over_the_erasures() -> None:
     def erasure(nda: float | None) -> Erasure:
-        return Erasure("a", (), 4, 0.5, {"coin": Score(nda, 0.5, 0.5, 0.5)})
+        score = Score(nda=nda, decoded_accuracy=0.5, agreement=0.5, coding_loss=0.5)
+        return Erasure(
+            missing="a", beside=[], points=4, expert_accuracy=0.5, scores={"coin": score}
+        )
 
     def measured_of(*erasures: Erasure) -> dict[str, Any]:
-        return measured(Measurement(list(erasures), 2, 2, []))
+        return measured(Measurement(list(erasures), Patterns(measured=2, possible=2), []))
 
     assert measured_of(erasure(50.0), erasure(100.0))["mean_nda"] == {"coin": 75.0}
     # Where an expert is never right there is no NDA of it, and so no mean over all.
@@ -71,5 +78,7 @@ def test_means_over_the_erasures() -> None:
 
 def test_a_record_that_is_no_recipe_says_so(coded: Path) -> None:
     coin = json.loads((coded / "coin.json").read_text())
-    with pytest.raises(InputError, match=r"coin.json: 'lam': expected .* got 'much'"):
-        recipe_of({**coin, "lam": "much"})
+    with pytest.raises(InputError, match=r"is not as expected \('lam': input should be a valid n"):
+        CoinRecord.of({**coin, "lam": "much"})
+    with pytest.raises(InputError, match=r"coin.json: 'lam': expected at least 0 or .*, got -1.0"):
+        CoinRecord.of({**coin, "lam": -1.0}).recipe  # noqa: B018

@@ -14,8 +14,8 @@ from builders import write_recipe
 from safetensors.torch import load_file
 
 from coin_hf import InputError, Recipe
+from coin_hf.encoding.fisher_checkpoint import EVERY, FisherCheckpoints, FisherFile
 from coin_hf.fisher import Partial
-from coin_hf.repository.work_folder import EVERY, FisherFile, WorkFolder
 
 SLOW = {"samples": {"per_expert": 40, "seed": 0}, "fisher": {"batch_size": 1}}
 
@@ -67,24 +67,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(world: Path, tmp_path: Path) -> N
 
 
 def test_other_keys_may_change_and_decisive_ones_may_not(tmp_path: Path) -> None:
-    WorkFolder(tmp_path / "work", {**decisive(), "lam": 0.1})
-    WorkFolder(tmp_path / "work", {**decisive(), "lam": 0.2, "output": "elsewhere"})
+    FisherCheckpoints(tmp_path / "work", {**decisive(), "lam": 0.1})
+    FisherCheckpoints(tmp_path / "work", {**decisive(), "lam": 0.2, "output": "elsewhere"})
     with pytest.raises(InputError, match=r"another recipe, 'samples\.seed' differs: restore"):
-        WorkFolder(tmp_path / "work", decisive(samples={"per_expert": 8, "seed": 1}))
+        FisherCheckpoints(tmp_path / "work", decisive(samples={"per_expert": 8, "seed": 1}))
     other = [{"model": "a", "revision": "1"}, {"model": "b", "revision": "3"}]
     with pytest.raises(InputError, match=r"'experts\.1\.revision' differs"):
-        WorkFolder(tmp_path / "work", decisive(experts=other))
+        FisherCheckpoints(tmp_path / "work", decisive(experts=other))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds no work of coin-hf to go on with: remove it"):
-        WorkFolder(tmp_path, decisive())
+    with pytest.raises(InputError, match="is not a coin-hf checkpoint folder: remove it"):
+        FisherCheckpoints(tmp_path, decisive())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_partial_sums_round_trip_and_are_written_every_few_chunks(tmp_path: Path) -> None:
-    file = WorkFolder(tmp_path / "work", decisive()).fisher(1, rank=0, world=2)
+    file = FisherCheckpoints(tmp_path / "work", decisive()).fisher(1, rank=0, world=2)
     assert file.load() is None
     sums = {"w": torch.rand(3, 2), "b": torch.rand(2, dtype=torch.float64)}
     partial = Partial(done=5, batch_size=4, block=10, sums=sums)
@@ -108,7 +108,7 @@ def test_partial_sums_round_trip_and_are_written_every_few_chunks(tmp_path: Path
 
 
 def test_a_damaged_partial_is_one_sentence(tmp_path: Path) -> None:
-    file = WorkFolder(tmp_path / "work", decisive()).fisher(0, rank=0, world=1)
+    file = FisherCheckpoints(tmp_path / "work", decisive()).fisher(0, rank=0, world=1)
     file.save(Partial(1, 1, 1, {"w": torch.rand(100)}), final=True)
     content = file.path.read_bytes()
     file.path.write_bytes(content[: len(content) // 2])
@@ -127,4 +127,4 @@ def test_resume_needs_an_output(world: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    assert "--resume keeps its work beside the output: add" in capsys.readouterr().err
+    assert "--resume saves partial results beside the output: add" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """NDA against the number of experts N and of coded models M, on handwritten digits.
 
-    python recipes/codes.py [--folder FOLDER] [--experts 2 4 8]
+    python recipes/experiments/codes.py [--folder FOLDER] [--experts 2 4 8]
 
 ResNet50 at 32x32 from one shared start, as in `coin-hf demo`, fine-tuned for groups of the ten
 digits: two experts (0-4, 5-9), four (0-2, 3-4, 5-7, 8-9), eight (0-2, 1-3, ..., 7-9: eight groups
@@ -8,7 +8,7 @@ of ten labels must overlap, or some expert would know one digit alone). P = 200 
 case, so the Fishers cost the same for each expert. For each N, the Fishers are computed once; M = 1
 has equal betas, M = 2 designed ones, and each chooses its own lambda.
 
-Writes `recipes/results/codes.json`, and from it `codes.png` and the tables of `recipes/codes.md`.
+Writes `recipes/experiments/results/codes.json`, and from it `codes.png` and the tables of `recipes/experiments/codes.md`.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def measure(folder: Path, experts: Sequence[int], architecture: str) -> list[dic
         for coded in CODED:
             # The Fishers depend on experts and samples alone: what M = 1 left, M = 2 goes on from.
             recipe = recipe_for(folder, GROUPS[n], coded)
-            result = encode(recipe, progress=True, resume=folder / f"fishers-{n}").result
+            result = encode(recipe, progress=True, resume=folder / f"fishers-{n}").result.dump()
             rows = rows_of(result["betas"])
             singles = [e for e in result["erasures"] if not e["beside"]]
             cases.append(

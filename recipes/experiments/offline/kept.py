@@ -10,7 +10,7 @@ import yaml
 
 from coin_hf.errors import InputError
 from coin_hf.reports.comparison_figures import epochs_figure, samples_figure
-from coin_hf.repository.work_folder import write_whole
+from coin_hf.repository.atomic import write_whole
 
 Result = dict[str, Any]
 

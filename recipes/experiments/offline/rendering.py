@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from kept import Result, experiments
 
 from coin_hf.comparison.statistics import singles
-from coin_hf.hub.layout import NO_CODED_MODEL
+from coin_hf.evaluation.methods import NO_CODED_MODEL
 from coin_hf.reports.comparison_table import comparison_table, title
 from coin_hf.reports.tables import TITLES, cell
 

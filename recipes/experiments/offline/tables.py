@@ -1,7 +1,7 @@
 """The offline tables, from what `run_all.sh` left in runs/offline.
 
-    python recipes/offline/tables.py collect      # keep the results of what is finished
-    python recipes/offline/tables.py render       # write the pages from what is kept
+    python recipes/experiments/offline/tables.py collect      # keep the results of what is finished
+    python recipes/experiments/offline/tables.py render       # write the pages from what is kept
 
 `collect` copies every finished `result.json` to `results/<foundation>/<experiment>.json` beside
 this script, and draws the figures 2a and 2b from there. `render` puts the tables into `README.md`
@@ -21,7 +21,7 @@ from rendering import page, short
 from coin_hf.errors import InputError
 
 PAGE = HERE / "README.md"
-README = HERE.parents[1] / "README.md"
+README = HERE.parents[2] / "README.md"
 BEGIN, END = "<!-- offline -->", "<!-- /offline -->"
 commands = typer.Typer(
     help="The offline tables, from what run_all.sh left in runs/offline.",

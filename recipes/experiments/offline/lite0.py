@@ -55,7 +55,9 @@ def build_lite0(weights: Path, folder: Path) -> None:
         if key in ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes")
     }
     names = [" ".join(label.split()) for label in labels]
-    write_timm_expert(folder, model, ARCHITECTURE, label_names=names, pretrained_cfg=config, card=CARD)
+    write_timm_expert(
+        folder, model, ARCHITECTURE, label_names=names, pretrained_cfg=config, card=CARD
+    )
 
 
 def _by_order(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,57 @@
+"""Each dataset of a run is opened once, whatever its blocks filter."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from builders import digits, recipe_dict, save_digits
+
+from coin_hf import Recipe, encode
+from coin_hf.data.opening import Datasets
+from coin_hf.errors import InputError
+from coin_hf.recipe.blocks import DatasetBlock
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which folders datasets is asked to open; it opens them."""
+    seen: list[str] = []
+
+    def spied(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: str, *args: Any, **kwargs: Any) -> Any:
+            seen.append(path)
+            return real(path, *args, **kwargs)
+
+        return call
+
+    for name in ("load_dataset_builder", "load_from_disk", "load_dataset"):
+        monkeypatch.setattr(datasets, name, spied(getattr(datasets, name)))
+    return seen
+
+
+def test_encoding_opens_a_folder_once(world: Path, opened: list[str]) -> None:
+    encode(Recipe.from_dict(recipe_dict(world)))
+    assert opened == [str(world / "digits")]
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_blocks_of_one_dataset_share_it(tmp_path: Path, saved: bool, opened: list[str]) -> None:
+    if saved:
+        splits = {"train": digits(slice(0, 20)), "test": digits(slice(20, 30))}
+        datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
+    else:
+        save_digits(tmp_path / "d", 20, 10)
+    sources = Datasets()
+    low = DatasetBlock(path=str(tmp_path / "d"), labels=(0, 1))
+    high = DatasetBlock(path=str(tmp_path / "d"), labels=(8, 9))
+    assert (
+        len(sources.split("low", low, "train")) == len(sources.split("high", high, "train")) == 20
+    )
+    assert len(sources.split("low", low, "test")) == 10
+    streamed = sources.split("low", low.model_copy(update={"streaming": True}), "test")
+    assert len(list(streamed)) == 10
+    assert len(opened) == 2  # streamed and not
+    with pytest.raises(InputError, match=r"dataset 'low' .*split 'dev'.* cannot be opened: .*dev"):
+        sources.split("low", low, "dev")

@@ -1,0 +1,87 @@
+"""What one imports from coin_hf: ten uses in a script, a name for every command, a light import."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import make_world
+from hub_server import User, serve
+from typer.main import get_command
+
+import coin_hf
+from coin_hf.cli.app import app
+from coin_hf.recipe.blocks import FisherBlock
+
+TOUR = Path(__file__).parents[1] / "recipes" / "tour.py"
+
+
+def test_every_name_is_there_and_documented() -> None:
+    assert set(coin_hf.__all__) == set(coin_hf._HOME) <= set(dir(coin_hf))
+    for name in coin_hf.__all__:
+        found = getattr(coin_hf, name)
+        assert found.__name__ == name
+        assert inspect.getdoc(found), name
+    with pytest.raises(AttributeError, match="module 'coin_hf' has no attribute 'decode'"):
+        print(coin_hf.decode)
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse(Path(coin_hf.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
+        alias.name: node.module.removeprefix("coin_hf.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == coin_hf._HOME
+
+
+def test_every_command_has_its_function() -> None:
+    function = {"push": "push_folder", "fisher": "make_fisher", "design": None, "schema": None}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    names = [name for name, command in commands.items() if not command.hidden]
+    for name in set(names) - {"demo"}:
+        public = function.get(name, name.replace("-", "_"))
+        assert public is None or public in coin_hf.__all__
+    assert callable(coin_hf.ErasureCode.design)
+    assert callable(coin_hf.Recipe.model_json_schema)
+
+
+def test_defaults_are_those_of_a_recipe() -> None:
+    given = inspect.signature(coin_hf.diagonal_fisher).parameters
+    recipe = FisherBlock()
+    assert given["estimator"].default == recipe.estimator
+    assert given["probes"].default == recipe.probes
+    assert given["batch_size"].default == recipe.batch_size
+
+
+def test_the_tour_imports_coin_hf_alone() -> None:
+    tree = ast.parse(TOUR.read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in modules if str(name).startswith("coin_hf")} == {"coin_hf"}
+
+
+@pytest.mark.slow
+@pytest.mark.hub
+def test_ten_uses(tmp_path: Path) -> None:
+    from hub_clients import WRITER, environment
+
+    make_world(tmp_path)
+    with serve(tmp_path / "hub", tokens={WRITER: User("me", write=True)}) as hub:
+        command = [sys.executable, str(TOUR), str(tmp_path / "out"), "--namespace", "me"]
+        for name in ("low", "high", "digits"):
+            command += [f"--{name}", str(tmp_path / name)]
+        done = subprocess.run(
+            command,
+            env=environment(hub.endpoint, tmp_path / "home", WRITER),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "the same: True" in done.stdout
+    assert done.stdout.rstrip().endswith("done")

@@ -192,6 +192,7 @@ def test_transformers_experts(tmp_path: Path, x: Tensor) -> None:
     assert answers[0]["label"] == f"LABEL_{best}"
 
 
+@pytest.mark.slow
 def test_half_precision_experts(tmp_path: Path) -> None:
     save_digits(tmp_path / "digits")
     data = digits(slice(0, 200))

@@ -8,7 +8,7 @@ of ten labels must overlap, or some expert would know one digit alone). P = 200 
 case, so the Fishers cost the same for each expert. For each N, the Fishers are computed once; M = 1
 has equal betas, M = 2 designed ones, and each chooses its own lambda.
 
-Writes `recipes/experiments/results/codes.json`, and from it `codes.png` and the tables of `recipes/experiments/codes.md`.
+Writes `results/codes.json` beside this file, and from it `codes.png` and the tables of `codes.md`.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Run a whole set of experiments: make the experts, then compare the coders, table by table.
+r"""Run a whole set of experiments: make the experts, then compare the coders, table by table.
 
     python recipes/experiments/run_experiments.py recipes/paper/experiments.yaml --only table1
-    python recipes/experiments/run_experiments.py recipes/paper/experiments.yaml --launch "accelerate launch"
+    python recipes/experiments/run_experiments.py recipes/paper/experiments.yaml \
+        --launch "accelerate launch"
 
 The file names what experts start from, how they are trained, the experts, and the recipes of each
 table or figure; see `recipes/paper/experiments.yaml`. Optional keys: `foundation`, settings by

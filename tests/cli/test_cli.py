@@ -283,6 +283,7 @@ def test_dry_run_prints_the_pinned_recipe_and_writes_nothing(
     assert coin_hf("encode", "--dry-run", tmp_path / "pinned.yaml")[:2] == (0, out)
 
 
+@pytest.mark.slow
 def test_encode_overwrite_and_evaluate(world: Path, tmp_path: Path, coin_hf: Command) -> None:
     recipe = write(tmp_path, world)
     code, out, err = coin_hf("encode", recipe)
@@ -411,6 +412,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["writing", "computing"])
 def test_a_kill_leaves_the_output_whole_or_absent(
     moment: str, world: Path, tmp_path: Path, coin_hf: Command

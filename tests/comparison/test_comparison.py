@@ -16,7 +16,9 @@ import yaml
 from builders import recipe_dict, save_timm, timm_model
 
 from coin_hf.comparison.compare import compare
+from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
+from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
 
@@ -256,6 +258,7 @@ def test_bad_input_is_told_before_the_first_row(
     assert list((tmp_path / "out" / "rows").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_one_row(
     world: Path, start: Path, tmp_path: Path, compared: dict[str, Any]
 ) -> None:
@@ -278,6 +281,8 @@ def test_a_kill_loses_at_most_one_row(
     same_rows(result["rows"], expected)
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_find_the_same(
     world: Path, start: Path, tmp_path: Path, compared: dict[str, Any]
 ) -> None:
@@ -311,12 +316,29 @@ def test_several_numbers_of_samples(world: Path, start: Path, tmp_path: Path) ->
     assert result["rows"][0]["choice"] is None
 
 
-def test_several_coded_models(world: Path, start: Path, tmp_path: Path) -> None:
+def test_several_coded_models(
+    world: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[ErasureCode] = []
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        codes.append(args[2])
+        return evaluate_erasures(*args, **kwargs)
+
+    monkeypatch.setattr("coin_hf.comparison.compare.evaluate_erasures", spied)
     betas = [[0.7, 0.3], [0.2, 0.8]]
     recipe = given(world, start, tmp_path / "out", betas=betas)
-    recipe["compare"] = {"coders": ["averaging"], "seeds": [0]}
-    (row,) = compare(Recipe.from_dict(recipe))["rows"]
+    recipe["compare"] = {"coders": ["averaging", "coin"], "seeds": [0]}
+    row, other = compare(Recipe.from_dict(recipe))["rows"]
     result = encode(Recipe.from_dict({**recipe, "coder": "averaging"})).result
+    coin = encode(Recipe.from_dict({**recipe, "coder": "coin"})).result
+    # Both decode with the measured losses as weights, so that their numbers are comparable.
+    assert [code.losses for code in codes] == [
+        tuple(found.calibration.losses) for found in (result, coin)
+    ]
+    for mine, others in ((row, result), (other, coin)):
+        for one, two in zip(mine["erasures"], others["erasures"], strict=True):
+            assert one["scores"][mine["name"]] == two["scores"][mine["coder"]]
     assert [(e["missing"], e["beside"]) for e in row["erasures"]] == [
         ("low", []), ("high", []), ("low", ["high"]), ("high", ["low"]),
     ]  # fmt: skip

@@ -64,6 +64,7 @@ def test_the_digits_are_scikit_learns_as_a_parquet_dataset(data: Path) -> None:
     assert len(pixels) == len(load_digits().images)
 
 
+@pytest.mark.slow
 def test_two_experts_of_one_start_with_batch_norm_frozen(data: Path, tmp_path: Path) -> None:
     """The same training on a small network and a few digits."""
     few = tmp_path / "digits"

@@ -138,6 +138,7 @@ def test_distillation_lowers_the_loss_it_logs(world: Path) -> None:
     assert train[0] == pytest.approx(float(by_hand), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_coder_makes_several_coded_models(world: Path, start: str) -> None:
     several = {"betas": [[0.7, 0.3], [0.2, 0.8]], "distillation": {"epochs": 1}}
     for coder in ("averaging", "task_arithmetic", "regmean", "distillation"):
@@ -176,6 +177,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coder", SETTINGS)
 def test_the_repository_records_the_coder_and_repeats_it(
     coder: str, world: Path, start: str, tmp_path: Path

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
 ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes=1", "-m"]
 

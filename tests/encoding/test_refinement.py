@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import recipe_dict
+from builders import digits, recipe_dict
 
 from coin_hf import CodedEnsemble, encode
 from coin_hf.data.augmentation import enlarge
@@ -27,6 +27,8 @@ from coin_hf.refiners import refit_head, refit_layers
 from coin_hf.reports.card import model_card
 from coin_hf.reports.tables import table
 from coin_hf.repository.folder import read_repository
+
+pytestmark = pytest.mark.slow
 
 BETAS = [0.25, 0.75]
 STEPS = [{"step": "layerwise", "strength": 0.1}, {"step": "head", "strength": 1.0}]
@@ -296,3 +298,30 @@ def test_bad_steps(world: Path, refine: Any, message: str) -> None:
     with pytest.raises(InputError) as caught:
         Recipe.from_dict({**recipe_dict(world), "refine": refine})
     assert str(caught.value) == message
+
+
+def test_refined_averages_are_not_taken_for_plain_ones(world: Path) -> None:
+    """The control has a name of its own, and the refined coded model its own numbers."""
+    recipe = context(world, coder="averaging", refine=["layerwise"]).recipe
+    refined, plain = encode(recipe), encode(recipe.model_copy(update={"refine": ()}))
+    assert refined.result.steps == ["layerwise"]
+    assert list(refined.result.mean_nda) == [
+        "averaging", "averaging, not refined", "output average", "no coded model",
+    ]  # fmt: skip
+    assert list(plain.result.mean_nda) == ["averaging", "output average", "no coded model"]
+    for mine, other in zip(refined.result.erasures, plain.result.erasures, strict=True):
+        assert mine.scores["averaging, not refined"] == other.scores["averaging"]
+        assert mine.scores["averaging"].coding_loss < other.scores["averaging"].coding_loss
+    shown = refined.result.table()
+    assert "plain averaging + layerwise" in shown
+    assert shown.count("plain averaging  ") == 3  # each expert missing, and the average
+    code, experts = refined.code, refined.experts
+    x = torch.stack([experts[0].preprocessing(image) for image in digits(slice(200, 300))["image"]])
+    with torch.no_grad():
+        logits = [expert.model(x) for expert in experts]
+        errors = (refined.model(x) - code.encode(logits)[0]).square().sum(1)
+    for i, erasure in enumerate(refined.result.erasures):
+        own = torch.tensor(digits(slice(200, 300))["label"][:]) // 5 == i
+        assert erasure.scores["averaging"].coding_loss == pytest.approx(
+            errors[own].mean().item(), rel=1e-4
+        )

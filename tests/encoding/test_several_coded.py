@@ -17,6 +17,8 @@ from coin_hf.erasure.design import design
 from coin_hf.pipeline import evaluate
 from coin_hf.reports.tables import table
 
+pytestmark = pytest.mark.slow
+
 GROUPS = {"low": [0, 1, 2, 3], "middle": [3, 4, 5, 6], "high": [6, 7, 8, 9]}
 NAMES = list(GROUPS)
 

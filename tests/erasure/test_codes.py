@@ -47,6 +47,7 @@ def largest_growth(part: Tensor) -> float:
     return 1 / (part @ torch.stack([angles.cos(), angles.sin()])).norm(dim=0).min().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_every_pattern_decodes(n: int, m: int) -> None:
     code = ErasureCode.design(n, m)
@@ -99,6 +100,7 @@ def test_known_designs() -> None:
     assert design(2, 2) == ((0.6667, 0.3333), (0.3333, 0.6667))
 
 
+@pytest.mark.slow
 def test_amplification_is_the_largest_growth_of_an_error() -> None:
     code = ErasureCode.design(4, 3)
     matrix = torch.tensor(code.rows, dtype=torch.float64)
@@ -303,6 +305,7 @@ def test_every_singular_part_of_any_order_is_found() -> None:
         assert singular_part(tuple(map(tuple, scaled.tolist()))) == (coded, experts)
 
 
+@pytest.mark.slow
 def test_a_badly_conditioned_code_warns_with_its_worst_amplification() -> None:
     with pytest.warns(UserWarning, match=r"multiplies a coded model's error by up to 3\.16e\+03"):
         ErasureCode([[0.5, 0.5], [0.50031623, 0.49968377]])

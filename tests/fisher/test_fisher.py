@@ -245,6 +245,7 @@ def test_probes_are_orthogonal_and_of_one_length(probes: int) -> None:
     assert not torch.allclose(drawn[:, 0], drawn[:, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probes", [1, 2])
 def test_probes_are_right_on_average(probes: int) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -448,6 +449,8 @@ def calls(accelerator: Any = None) -> dict[str, Callable[[], dict[str, Tensor]]]
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     program = f"import sys; sys.path[:0] = {places}\n"
@@ -498,6 +501,7 @@ print(sum(value.numel() for value in found.values()), peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("positions", "last"),
     [

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from coin_hf.fisher import diagonal_fisher
 
+pytestmark = pytest.mark.slow
+
 K, P = 3, 3
 
 NARROW = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}

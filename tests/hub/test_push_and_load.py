@@ -33,6 +33,8 @@ from hub_clients import (
 from hub_server import Hub, serve
 from safetensors.torch import load_file
 
+pytestmark = [pytest.mark.slow, pytest.mark.hub]
+
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:

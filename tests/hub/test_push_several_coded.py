@@ -11,6 +11,8 @@ from builders import make_world
 from hub_clients import DATA, PUBLISH, coin_hf, environment, python
 from hub_server import Hub, User, serve
 
+pytestmark = [pytest.mark.slow, pytest.mark.hub]
+
 WRITER = "hf_writer"
 
 LOAD = """

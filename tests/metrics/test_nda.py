@@ -93,6 +93,7 @@ print(nda.compute(predictions=[0, 1, 2, 2], references=truth, expert_predictions
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_it_without_network(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

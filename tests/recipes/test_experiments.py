@@ -72,7 +72,7 @@ def test_a_plan_makes_what_its_recipes_name(plan: Path) -> None:
     said = yaml.safe_load(plan.read_text())
     listed = [file for files in said["tables"].values() for file in files]
     assert sorted(listed) == sorted(file.name for file in plan.parent.glob("[tfa]*.yaml"))
-    with script(RECIPES / "run_experiments.py") as names:
+    with script(RECIPES / "experiments" / "run_experiments.py") as names:
         for file in listed:
             moved = names["_moved"](said, plan.parent / file)
             recipe = Recipe.from_yaml(plan.parent / file, moved)
@@ -104,6 +104,8 @@ for name, folder in said["datasets"].items():
 """
 
 
+@pytest.mark.slow
+@pytest.mark.hub
 def test_a_pair_of_table_two_runs_on_a_hub_with_stand_ins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,8 @@ from huggingface_hub import ModelCard
 from coin_hf.experts.alignment import check_alignment, check_foundation, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
 
+pytestmark = [pytest.mark.slow, pytest.mark.hub]
+
 SCRIPT = Path(__file__).parents[2] / "recipes" / "finetune.py"
 QUICK = ["--epochs", "2", "--lr", "1e-3", "--batch-size", "8", "--validation", "0.25"]
 

@@ -311,6 +311,7 @@ def test_a_kept_summary_is_that_of_its_rows() -> None:
                 assert entry[key]["std"] == (None if std is None else pytest.approx(std, abs=1e-9))
 
 
+@pytest.mark.slow
 def test_collected_results_render_to_their_numbers(
     offline: dict[str, Any], runs: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +423,7 @@ def test_a_large_result_goes_without_the_scores_of_what_was_tried(
     )
 
 
+@pytest.mark.slow
 def test_a_page_without_marks_is_named_and_nothing_is_written(runs: Path, tmp_path: Path) -> None:
     whole, readme = tmp_path / "page.md", tmp_path / "readme.md"
     whole.write_text(MARKED, encoding="utf-8")

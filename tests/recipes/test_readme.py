@@ -12,6 +12,7 @@ from coin_hf.reports.comparison_table import comparison_table
 from coin_hf.reports.tables import table
 
 ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "recipes" / "experiments"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPE = ROOT / "recipes" / "demo.yaml"
 DEMO = ROOT / "model_cards" / "demo"
@@ -34,17 +35,12 @@ def test_the_demos_comparison_is_the_committed_result() -> None:
 
 
 def test_the_table_of_probes_is_the_committed_result() -> None:
-    page = (ROOT / "recipes" / "experiments" / "probes.md").read_text(encoding="utf-8")
+    page = (EXPERIMENTS / "probes.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- probes: begin -->\n```\n(.*?)\n```\n", page, re.DOTALL)
     assert shown is not None
-    result = json.loads(
-        (ROOT / "recipes" / "experiments" / "results" / "probes.json").read_text(encoding="utf-8")
-    )
+    result = json.loads((EXPERIMENTS / "results" / "probes.json").read_text(encoding="utf-8"))
     assert shown[1] == comparison_table(result)
-    said = [
-        each.label
-        for each in Recipe.from_yaml(ROOT / "recipes" / "experiments" / "probes.yaml").contenders
-    ]
+    said = [each.label for each in Recipe.from_yaml(EXPERIMENTS / "probes.yaml").contenders]
     assert [row["name"] for row in result["rows"]] == said * 3  # draws
 
 
@@ -68,7 +64,7 @@ def test_ci_runs_the_readmes_two_commands() -> None:
 
 
 def test_the_readmes_table_of_codes_is_of_the_recipes() -> None:
-    page = (ROOT / "recipes" / "experiments" / "codes.md").read_text(encoding="utf-8")
+    page = (EXPERIMENTS / "codes.md").read_text(encoding="utf-8")
     table = re.search(r"<!-- nda: begin -->\n(.*?)\n<!-- nda: end -->", page, re.DOTALL)
     assert table is not None
     lines = table[1].splitlines()

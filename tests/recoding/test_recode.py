@@ -21,6 +21,8 @@ from coin_hf.erasure.design import design
 from coin_hf.hub.layout import coded_folder
 from coin_hf.recoding.recode import Newcomer, recode
 
+pytestmark = pytest.mark.slow
+
 GROUPS = {"low": [0, 1, 2, 3], "middle": [3, 4, 5, 6], "high": [6, 7, 8, 9]}
 
 

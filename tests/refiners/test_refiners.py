@@ -116,6 +116,7 @@ def test_rows_in_parts_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext"]
 )

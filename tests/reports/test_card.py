@@ -138,6 +138,7 @@ def test_names_that_mean_something_in_markdown_and_yaml(result: dict[str, Any]) 
             assert len(re.findall(r"(?<!\\)\|", line)) in (5, 8)
 
 
+@pytest.mark.slow
 def test_the_code_blocks_run(coded: Path) -> None:
     text = (coded / "README.md").read_text()
     blocks = re.findall("```python\n(.*?)```", text, flags=re.DOTALL)

@@ -37,6 +37,7 @@ def run(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(world: Path, tmp_path: Path) -> None:
     for name in ("low", "high", "digits"):
         (tmp_path / name).symlink_to(world / name)

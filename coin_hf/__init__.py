@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from coin_hf.repository.folder import save_result
     from coin_hf.repository.push import push_folder
 
-# Imported when first used: `coin-hf --help` and a recipe's check need no torch.
+# Imported on first use: `coin-hf --help` and recipe validation need no torch.
 _HOME = {
-    # From a recipe to a coded model, and back.
+    # Encode, load, evaluate, compare.
     "Recipe": "recipe",
     "encode": "pipeline",
     "CodedEnsemble": "ensemble",
@@ -50,13 +50,13 @@ _HOME = {
     "compare": "comparison.compare",
     "comparison_table": "reports.comparison_table",
     "save_comparison": "comparison.files",
-    # Without data.
+    # Fishers and re-coding.
     "recode": "recoding.recode",
     "Newcomer": "recoding.changes",
     "tune_betas": "recoding.tune_betas",
     "make_fisher": "recoding.expert_fisher",
     "publish_fisher": "recoding.expert_fisher",
-    # The parts, for networks in memory.
+    # Building blocks for networks in memory.
     "Expert": "experts.expert",
     "load_expert": "experts.expert",
     "freeze_batch_norm": "experts.finetuning",

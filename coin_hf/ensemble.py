@@ -1,4 +1,4 @@
-"""The coded ensemble: coded models, code and, when asked for, the experts."""
+"""Run a coded ensemble: the experts that answer, and the missing ones decoded."""
 
 import html
 import tempfile
@@ -27,7 +27,7 @@ from coin_hf.repository.folder import read_records, write_repository
 from coin_hf.repository.push import push_folder
 
 Names = Collection[int | str]
-"""Experts by number, in the recipe's order from 0, or by name."""
+"""Experts by index (from 0, in the recipe's order) or by name."""
 
 
 class CodedEnsemble:
@@ -35,7 +35,7 @@ class CodedEnsemble:
 
         fhat_i(x) = (f_c(x) - sum_{j != i} beta_j f_j(x)) / beta_i      one missing, M = 1
 
-    Made by `coin_hf.encode`, or read back by `from_pretrained`.
+    Created by `coin_hf.encode` or loaded by `from_pretrained`.
 
     Example:
         ensemble = CodedEnsemble.from_pretrained("me/coded", experts=True)
@@ -51,7 +51,7 @@ class CodedEnsemble:
         experts: Sequence[Expert] | None = None,
         fishers: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Hold what was made or read; use `encode` or `from_pretrained` to get one.
+        """Store the parts; use `encode` or `from_pretrained` to get an ensemble.
 
         Args:
             coded: The M coded models, with their preprocessing and label names.
@@ -59,7 +59,7 @@ class CodedEnsemble:
             coin: The content of `coin.json`.
             result: The content of `result.json`.
             experts: The experts, in order, if loaded.
-            fishers: The experts' Fishers, to be saved with the coded models.
+            fishers: The experts' Fishers, to save with the coded models.
         """
         self.coded_models = tuple(coded)
         self.code = code
@@ -74,7 +74,7 @@ class CodedEnsemble:
         return [expert.name for expert in self.coin.experts]
 
     def __repr__(self) -> str:
-        """Name the experts."""
+        """Show the experts and betas."""
         loaded = "loaded" if self.experts else "not loaded"
         betas = written(self.code.rows)
         return f"CodedEnsemble({', '.join(self.names)}; betas={betas}; experts {loaded})"
@@ -85,7 +85,7 @@ class CodedEnsemble:
 
     @property
     def coded(self) -> Expert:
-        """The first coded model: the one that plain loaders find in its repository."""
+        """The first coded model, which plain loaders find at the repository's root."""
         return self.coded_models[0]
 
     @property
@@ -94,7 +94,7 @@ class CodedEnsemble:
         return self.coded.model
 
     def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Turn an image into the networks' input, shape (C, H, W), by the experts' own rules."""
+        """Preprocess an image as the experts do, to the networks' input of shape (C, H, W)."""
         return self.coded.preprocessing(image)
 
     def to(self, device: torch.device | str) -> "CodedEnsemble":
@@ -107,21 +107,21 @@ class CodedEnsemble:
     def __call__(
         self, x: Inputs, missing: Names = (), *, coded: Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Answer for all experts, without running the missing ones.
+        """Return the logits of all experts without running the missing ones.
 
         Args:
             x: Preprocessed inputs, shape (B, ...), on the networks' device.
-            missing: The experts that do not answer, by name or number, at most M.
-            coded: Numbers of the coded models to run, at least as many as are missing; by default
-                all, and answers that are more than needed are weighted by their quality.
+            missing: The missing experts, by name or index, at most M.
+            coded: Indices of the coded models to run, at least as many as experts are missing; by
+                default all. Surplus answers are weighted by their coding losses.
 
         Returns:
-            N tensors of logits (B, K), the missing ones' decoded. With nothing missing no coded
-            model is run.
+            N tensors of logits (B, K), decoded for the missing experts. If none is missing, no
+            coded model runs.
 
         Raises:
-            InputError: If the experts were not loaded.
-            ValueError: If a name or number is unknown, or more experts are missing than coded
+            InputError: If the experts are not loaded.
+            ValueError: If a name or index is unknown, or more experts are missing than coded
                 models can replace.
         """
         experts, lost = self._loaded(), self._numbers(missing)
@@ -138,14 +138,14 @@ class CodedEnsemble:
 
     @torch.no_grad()
     def coded_logits(self, x: Inputs, coded: Sequence[int] | None = None) -> dict[int, Tensor]:
-        """Run the coded models: what decoding needs where the experts answer elsewhere.
+        """Run the coded models, for `decode` when the experts run elsewhere.
 
         Args:
             x: Preprocessed inputs, shape (B, ...), on the networks' device.
-            coded: Numbers of the coded models to run; by default all.
+            coded: Indices of the coded models to run; by default all.
 
         Returns:
-            Logits (B, K) by the number of their coded model, for `decode`.
+            Logits (B, K) by index of the coded model, for `decode`.
 
         Raises:
             ValueError: If there is no such coded model.
@@ -156,17 +156,17 @@ class CodedEnsemble:
     def decode(
         self, answers: Mapping[int | str, Tensor], coded: Mapping[int, Tensor]
     ) -> list[Tensor]:
-        """Compute the answers that did not come from those that did.
+        """Decode the missing answers from those that arrived.
 
         Args:
-            answers: Logits (B, K) of the experts that answered, by name or number.
-            coded: Logits of coded models by number, from `coded_logits`.
+            answers: Logits (B, K) of the experts that answered, by name or index.
+            coded: Logits of coded models by index, from `coded_logits`.
 
         Returns:
             N tensors of logits (B, K), in the experts' order.
 
         Raises:
-            ValueError: If a name or number is unknown, or too few answers came.
+            ValueError: If a name or index is unknown, or too few answers arrived.
 
         Example:
             answers = {"low": logits_from_a_server}  # raw logits; "high" did not answer
@@ -178,17 +178,18 @@ class CodedEnsemble:
 
     @torch.no_grad()
     def suspect(self, x: Inputs) -> Tensor:
-        """Run all experts and coded models, and check the answers against each other.
+        """Run all experts and coded models and check their answers against each other.
 
         Args:
             x: Preprocessed inputs, shape (B, ...), on the networks' device.
 
         Returns:
-            Shape (B,): true where the parity residual lies above the threshold calibrated on the
-            samples, so that some expert's (or coded model's) answer is corrupted, unknown whose.
+            Shape (B,): true where the parity residual exceeds the threshold calibrated on the
+            samples. Some answer, an expert's or a coded model's, is then corrupted; which one is
+            unknown.
 
         Raises:
-            InputError: If the experts were not loaded, or the coded models not calibrated.
+            InputError: If the experts are not loaded or the coded models not calibrated.
         """
         experts = self._loaded()
         if self.coin.calibration is None:
@@ -210,12 +211,12 @@ class CodedEnsemble:
         return self.experts
 
     def _cast(self, x: Inputs) -> Any:
-        """Cast images to the networks' dtype: transforms know no half precision."""
+        """Cast images to the networks' dtype: transforms do not support half precision."""
         return cast(x, next(self.model.parameters()).dtype)
 
     def _numbers(self, who: Names) -> list[int]:
-        """Translate experts' names to numbers, each once, ascending."""
-        if isinstance(who, str):  # a collection of characters
+        """Map experts' names to unique indices, ascending."""
+        if isinstance(who, str):  # itself a collection
             who = [who]
         found = set()
         for each in who:
@@ -230,14 +231,14 @@ class CodedEnsemble:
         return sorted(found)
 
     def _coded_numbers(self, numbers: Sequence[int] | None) -> list[int]:
-        """Check coded models' numbers; None stands for all."""
+        """Check coded models' indices; None means all."""
         count = len(self.coded_models)
         if numbers is None:
             return list(range(count))
         return sorted({_checked("coded model", number, count) for number in numbers})
 
     def _write(self, folder: Path) -> None:
-        """Write what `write_repository` leaves to us: the networks, and Fishers if kept."""
+        """Write the networks and any Fishers; `write_repository` writes the rest."""
         save_coded(folder, self.coded_models)
         for expert, record, fisher in zip(
             self.experts or (), self.coin.experts, self.fishers or (), strict=False
@@ -254,7 +255,7 @@ class CodedEnsemble:
 
     @property
     def _record(self) -> CoinRecord:
-        """What `coin.json` will say: Fishers that are not at hand are not saved."""
+        """The content of `coin.json`, with `fisher.save` off if there are no Fishers."""
         if self.fishers:
             return self.coin
         unsaved = self.coin.fisher.model_copy(update={"save": False})
@@ -263,12 +264,12 @@ class CodedEnsemble:
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the coded repository: weights, `coin.json`, `result.json`, card and figure.
 
-        The folder appears whole or not at all. Experts and datasets that are folders are
-        recorded relative to it.
+        The folder is written completely or not at all. Local experts and datasets are recorded
+        relative to it.
 
         Args:
-            folder: Where to; must not exist or be empty.
-            overwrite: Replace a coded repository that is there.
+            folder: Output folder; must be empty or not exist.
+            overwrite: Replace an existing coded repository.
 
         Raises:
             InputError: If the folder is in use, or the disk is full.
@@ -285,21 +286,21 @@ class CodedEnsemble:
         commit_message: str = "Add coded model",
         token: str | None = None,
     ) -> str:
-        """Write the coded repository to the Hub; the repository is created if there is none.
+        """Push the coded repository to the Hub, creating the Hub repository if needed.
 
         Args:
             repo_id: Hub id.
-            private: Create it private.
-            revision: Branch to commit to, created if there is none; by default the main one.
+            private: Make a new repository private.
+            revision: Branch to commit to, created if needed; by default main.
             create_pr: Open a pull request instead.
             commit_message: First line of the commit.
-            token: A token that may write; by default the one logged in with.
+            token: Token with write access; by default the saved login.
 
         Returns:
             Address of the commit or pull request.
 
         Raises:
-            InputError: If the Hub cannot be reached or refuses.
+            InputError: If the Hub cannot be reached or refuses the commit.
         """
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "coded"
@@ -323,20 +324,21 @@ class CodedEnsemble:
         experts: bool | Sequence[str] = False,
         device: torch.device | str | None = None,
     ) -> "CodedEnsemble":
-        """Read a coded repository from a folder or the Hub.
+        """Load a coded repository from a folder or the Hub.
 
         Args:
             repo_or_path: Folder or Hub id.
             revision: Branch, tag or commit on the Hub; None for the newest.
-            experts: Load the experts too, from where and at the revisions `coin.json` records; or
-                the Hub ids or folders where they lie now, in order.
-            device: Where the networks go; by default they stay on the CPU.
+            experts: Load the experts too, from the locations and revisions in `coin.json`; or a
+                list of their present Hub ids or folders, in order.
+            device: Device of the networks; by default the CPU.
 
         Returns:
             The ensemble.
 
         Raises:
-            InputError: If it, or an expert, cannot be found or read, or does not fit.
+            InputError: If the repository or an expert cannot be found or read, or they do not
+                match.
         """
         repo = str(repo_or_path)
         folder = locate(repo, revision, CODED_FILES)
@@ -370,7 +372,7 @@ def _checked(what: str, number: int, count: int) -> int:
 def _load_experts(
     coin: CoinRecord, places: bool | Sequence[str], device: torch.device | str | None
 ) -> list[Expert]:
-    """Load the experts that coin.json records, or the same ones from other places."""
+    """Load the experts that coin.json records, from there or from the given locations."""
     if isinstance(places, bool):
         return [
             load_expert(e.model, revision=e.revision, library=e.library, device=device, name=e.name)

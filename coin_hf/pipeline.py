@@ -1,4 +1,4 @@
-"""The line from recipe to coded ensemble, readable top to bottom."""
+"""Encode a recipe into a coded ensemble, or evaluate one again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,24 +30,24 @@ from coin_hf.repository.run_records import coin_record, measured, result_record
 def encode(
     recipe: Recipe, *, progress: bool = False, resume: str | Path | None = None
 ) -> CodedEnsemble:
-    """Make coded models from experts, and measure them.
+    """Encode a recipe's experts into coded models, and evaluate them.
 
     Recipe -> experts -> samples -> coder -> coded models -> every erasure decoded. Under
-    `accelerate launch` or `torchrun` the coder's passes and all others are shared out among the
-    processes; the result is the same in each.
+    `accelerate launch` or `torchrun` all passes are split among the processes; every process gets
+    the same result.
 
     Args:
         recipe: What to encode.
         progress: Show bars on stderr, in the main process.
-        resume: A folder for partial Fishers, made if it is not there: a run that was stopped goes
-            on from it, with the same result to the last bit. It is left for you to remove.
+        resume: Folder for partial Fishers, created if needed: an interrupted run resumes from it,
+            with a bit-identical result. It is not removed.
 
     Returns:
-        The ensemble; its `.result` holds every number. Nothing else is written: see
+        The ensemble; its `.result` holds every number. Nothing is saved: see
         `CodedEnsemble.save_pretrained` and `push_to_hub`.
 
     Raises:
-        InputError: If an expert, dataset or setting is not usable; before anything is computed.
+        InputError: If an expert, dataset or setting is not usable; raised before any computation.
 
     Example:
         ensemble = encode(Recipe.from_yaml("recipe.yaml"))
@@ -91,21 +91,21 @@ def evaluate(
     overrides: Sequence[str] = (),
     progress: bool = False,
 ) -> Result:
-    """Measure a coded repository again, on the data it records or on other data.
+    """Evaluate a coded repository again, on its recorded data or on other data.
 
     Args:
         repo_or_path: Folder or Hub id of a coded model.
         revision: Its revision on the Hub.
-        overrides: `key.path=value` changes to `evaluation` and `datasets`, whose revisions are
-            pinned again where their path changes.
+        overrides: `key.path=value` changes to `evaluation` and `datasets`; a dataset's revision
+            is pinned again if its path changes.
         progress: Show bars on stderr, in the main process.
 
     Returns:
-        Its result, as `result.json` holds it, with what was measured now.
+        The result, in the form of `result.json`, with the new measurements.
 
     Raises:
-        InputError: If it, an expert or a dataset cannot be found or read, or another key is to be
-            changed.
+        InputError: If the repository, an expert or a dataset cannot be found or read, or an
+            override changes another key.
     """
     run, seconds = RunContext(progress=progress), dict[str, float]()
     with run.main_first():
@@ -132,7 +132,7 @@ def evaluate(
 
 
 def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Change what a recorded recipe says of data, and pin the datasets' revisions."""
+    """Apply overrides to a recorded recipe's data, and pin the datasets' revisions."""
     for override in overrides:
         if override.split(".")[0] not in ("evaluation", "datasets"):
             raise InputError(
@@ -149,7 +149,7 @@ def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, run: RunContext) -> Calibration:
-    """Calibrate a re-coded ensemble on the samples its experts' Fishers were taken on."""
+    """Calibrate a re-coded ensemble on its recorded samples."""
     experts = ensemble.experts or ()
     samples = draw(recipe, experts[0], run)
     return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)
@@ -164,7 +164,7 @@ def _measure(
     threshold: float,
     run: RunContext,
 ) -> Measurement:
-    """Measure the coded models, plain averaging beside them, and the controls."""
+    """Evaluate the coded models, plain averaging and the controls."""
     methods: dict[str, list[nn.Module]] = {recipe.coder: [each.model for each in coded]}
     control = averaging_control(recipe.coder, refined=bool(recipe.refine))
     if control is not None:

@@ -1,1 +1,1 @@
-"""Datasets as rows of inputs and labels, and the samples drawn from them."""
+"""Read datasets as rows of inputs and labels, and draw samples from them."""

@@ -1,4 +1,4 @@
-"""More inputs from few, without labels: experts answer any input, so it may be changed at will."""
+"""Unlabelled augmentation: the experts' own outputs are the targets."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -9,30 +9,31 @@ from torch import Tensor
 Transform = Literal["shift", "flip", "mixup"]
 
 SHIFT = 0.125
-"""How far `shift` moves an image at most, as a share of its side."""
+"""Largest `shift`, as a share of the image's side."""
 
 
 def enlarge(
     inputs: Tensor, *, copies: int, transforms: Sequence[Transform], seed: int
 ) -> Iterator[Tensor]:
-    """Make changed copies of all samples, one after the other, so that none but one is held.
+    """Yield augmented copies of all samples, one at a time.
 
-    Each transform is drawn anew for each sample and copy, and they are applied in this order:
+    Each transform is drawn independently for each sample and copy, and applied in this order:
 
-    - `shift`: move by whole pixels, up to 1/8 of each side; what comes in repeats the edge.
-    - `flip`: mirror left and right, in half of the cases.
-    - `mixup`: in half of the cases a x + (1 - a) x', a uniform in [0, 1], x' any of the copies.
+    - `shift`: translate by whole pixels, up to 1/8 of each side, with edge padding.
+    - `flip`: mirror left and right, with probability 1/2.
+    - `mixup`: with probability 1/2, a x + (1 - a) x', a uniform in [0, 1], x' a random sample of
+      the same copy.
 
     Source of `mixup`: arXiv:1710.09412, eq. (1), here without labels and with a uniform weight.
 
     Args:
         inputs: P samples, shape (P, C, H, W).
-        copies: How many copies.
-        transforms: Which transforms.
-        seed: Of all draws; copy c depends on it and c alone. No other random state is used.
+        copies: Number of copies.
+        transforms: The transforms to apply.
+        seed: Seed of all draws; copy c depends only on it and c. No other random state is used.
 
     Yields:
-        A copy, shape and dtype of `inputs`: sample by sample in the same order.
+        A copy with the shape, dtype and sample order of `inputs`.
 
     Example:
         >>> [copy] = enlarge(torch.zeros(3, 1, 8, 8), copies=1, transforms=["shift"], seed=0)
@@ -71,5 +72,5 @@ def _mixup(inputs: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def _half(inputs: Tensor, draw: torch.Generator) -> Tensor:
-    """Draw about half of the samples."""
+    """Select each sample with probability 1/2."""
     return (torch.rand(len(inputs), 1, 1, 1, generator=draw) < 0.5).to(inputs.device)

@@ -1,4 +1,4 @@
-"""One split of a HF dataset as rows of image and label: found by type, filtered, batched."""
+"""Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
 
 SHUFFLE_BUFFER = 1000
-"""Rows of a streamed dataset among which the next one is drawn."""
+"""Rows in the shuffle buffer of a streamed dataset."""
 
 SHOWN = 20
 """Class names listed in a message."""
 
 UNKNOWN = -1
-"""How datasets spell the label of a row that has none, as test splits of challenges do."""
+"""Label that datasets give to unlabelled rows, as in the test splits of challenges."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Row:
     """One image, not yet decoded."""
 
     position: int
-    """Its number in the split."""
+    """Its index in the split."""
     label: int | None
     encoded: dict[str, Any] | None
     origin: str
-    """Where it lies, for messages."""
+    """Its location, for messages."""
 
     @property
     def image(self) -> PIL.Image.Image:
@@ -58,7 +58,7 @@ class Row:
         """The label.
 
         Raises:
-            InputError: If it is not known.
+            InputError: If it is unknown.
         """
         if self.label is None:
             raise InputError(
@@ -69,7 +69,7 @@ class Row:
 
 
 class LabelledImages:
-    """One split of one dataset; only rows that pass the label filter exist for its users."""
+    """One split of one dataset, restricted to the rows that pass the label filter."""
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class LabelledImages:
 
         Args:
             name: The dataset's name in the recipe, for messages.
-            block: Where it lies, its columns and its label filter.
+            block: Its location, columns and label filter.
             split: The split to open.
-            num_classes: K; labels must lie below it.
-            datasets: What is open already; by default nothing.
+            num_classes: K; labels must be below it.
+            datasets: Datasets already open; by default none.
 
         Raises:
             InputError: If the dataset, its split or its columns cannot be found.
@@ -108,7 +108,7 @@ class LabelledImages:
         self.label_column = self._column("label", block.label, ClassLabel)
         self.kept = self._kept(block.labels)
         columns = [c for c in (self.image_column, self.label_column) if c]
-        # Decoded only when a row is really used, and no other column is read at all.
+        # Images are decoded only on use, and no other column is read.
         self.data = data.select_columns(columns).cast_column(self.image_column, Image(decode=False))
 
     def check_usable_for_tests(self) -> None:
@@ -133,19 +133,19 @@ class LabelledImages:
             )
 
     def draw(self, count: int, *, seed: Sequence[int]) -> list[Row]:
-        """Draw rows without replacement, with a random state of its own.
+        """Draw rows without replacement, with a separate random state.
 
         A streamed split is read from its start through a shuffle buffer of 1000 rows.
 
         Args:
-            count: How many.
+            count: Number of rows.
             seed: Entropy of the draw.
 
         Returns:
             The rows, in the order drawn.
 
         Raises:
-            InputError: If there are fewer.
+            InputError: If there are fewer rows.
         """
         rng = np.random.default_rng(list(seed))
         if isinstance(self.data, Dataset):
@@ -182,24 +182,24 @@ class LabelledImages:
         return self._positions(self.data)
 
     def row(self, position: int) -> Row:
-        """Return the row at one of these positions."""
+        """Return the row at a position."""
         return next(self._rows_at(np.array([position])))
 
     def batches(
         self, batch_size: int, *, limit: int | None, seed: Sequence[int], shard: tuple[int, int]
     ) -> Iterator[tuple[int, list[Row]]]:
-        """Read the split in batches, of which one process takes every n-th.
+        """Read the split in batches, of which each of n processes takes every n-th.
 
-        What a batch holds does not depend on the number of processes.
+        The content of a batch does not depend on the number of processes.
 
         Args:
             batch_size: Rows in a batch; the last may be smaller.
-            limit: At most this many rows, drawn; None for all, in their order.
+            limit: Largest number of rows, drawn at random; None for all, in order.
             seed: Entropy of that draw.
-            shard: This process's number and the number of processes.
+            shard: This process's rank and the number of processes.
 
         Yields:
-            The batch's number and its rows.
+            The batch's index and its rows.
         """
         rank, world = shard
         if isinstance(self.data, Dataset):
@@ -241,7 +241,7 @@ class LabelledImages:
         return fitting[0] if fitting else None
 
     def _kept(self, wanted: Sequence[int | str] | None) -> set[int] | None:
-        """Translate the label filter to class numbers."""
+        """Convert the label filter to class indices."""
         if wanted is None:
             return None
         if self.label_column is None:
@@ -302,7 +302,7 @@ class LabelledImages:
 
 
 def _known(label: int | None) -> int:
-    """Write a label that is absent as `UNKNOWN`."""
+    """Replace an absent label by `UNKNOWN`."""
     return UNKNOWN if label is None else label
 
 
@@ -312,7 +312,7 @@ def _described(features: Mapping[str, Any]) -> str:
 
 
 def _shuffled(rows: Iterator[Row], rng: np.random.Generator) -> Iterator[Row]:
-    """Yield rows in random order, from a buffer that is refilled as they leave."""
+    """Yield rows in random order from a shuffle buffer."""
     buffer = list(islice(rows, SHUFFLE_BUFFER))
     for row in rows:
         j = int(rng.integers(len(buffer)))

@@ -1,4 +1,4 @@
-"""Open datasets: from the Hub, a folder of files, or what `save_to_disk` wrote; each one once."""
+"""Open each dataset once: from the Hub, a folder of files, or a `save_to_disk` folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ from coin_hf.recipe.blocks import DatasetBlock
 
 
 class Datasets:
-    """The datasets of a run. Blocks that name the same one, whatever their filters, share it."""
+    """The datasets of a run; blocks that name the same one share it, whatever their filters."""
 
     def __init__(self) -> None:
-        """Begin with none open."""
+        """Start with none open."""
         self._sources: dict[tuple[str, str | None, str | None, bool], Any] = {}
 
     def split(self, name: str, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
@@ -25,11 +25,11 @@ class Datasets:
 
         Args:
             name: The dataset's name in the recipe, for messages.
-            block: Where it lies.
+            block: Its location.
             split: The split.
 
         Returns:
-            Its rows; streamed where the block asks for it.
+            Its rows, streamed if the block asks for it.
 
         Raises:
             InputError: If the dataset or its split cannot be found or read.
@@ -47,7 +47,7 @@ class Datasets:
             ) from error
 
     def _split(self, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
-        """Return one split, or let the library's own error out."""
+        """Return one split; the library's own errors pass through."""
         source = self._source(block)
         if isinstance(source, Mapping):  # saved to disk
             if split not in source:
@@ -62,7 +62,7 @@ class Datasets:
         return data
 
     def _source(self, block: DatasetBlock) -> Any:
-        """Prepare a dataset, or take it as it was prepared before."""
+        """Return a dataset, prepared on first use."""
         key = (block.path, block.config, block.revision, block.streaming)
         if key not in self._sources:
             self._sources[key] = _prepared(block)
@@ -70,7 +70,7 @@ class Datasets:
 
 
 def _prepared(block: DatasetBlock) -> Any:
-    """Return a mapping of splits, or a builder whose files are there unless they are streamed."""
+    """Return a mapping of splits, or a builder, its files downloaded unless streamed."""
     folder = local_folder(block.path)
     if folder is not None and _saved_to_disk(folder):
         saved = datasets.load_from_disk(str(folder))
@@ -86,9 +86,9 @@ def _prepared(block: DatasetBlock) -> Any:
 
 
 def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
-    """Say whether a Hub dataset is of the commit asked for.
+    """Return whether a Hub dataset is at the requested commit.
 
-    Without a network, `datasets` takes the newest commit in its cache, whichever was asked for.
+    Offline, `datasets` uses the newest commit in its cache, whichever was requested.
     """
     if revision is None or not COMMIT.fullmatch(revision) or not isinstance(data, Dataset):
         return True

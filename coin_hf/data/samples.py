@@ -1,4 +1,4 @@
-"""The P unlabeled inputs: a seeded draw from each expert's own data, pooled."""
+"""Draw the P unlabelled samples: a seeded draw from each expert's own data, pooled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ class Samples:
     """P inputs, pooled over the experts' datasets in their order."""
 
     inputs: Inputs
-    """What goes into the networks, shape (P, ...): preprocessed images, or a mapping of tensors."""
+    """Inputs of the networks, shape (P, ...): preprocessed images, or a mapping of tensors."""
     labels: Tensor | None
-    """Classes, shape (P,), used only to choose lambda; None where a dataset has no labels."""
+    """Classes, shape (P,), used only to choose the hyperparameter; None if any is unknown."""
     sources: Tensor
-    """For each input the number of its draw, shape (P,): by default the expert's."""
+    """The index of each input's draw, shape (P,): by default the expert's index."""
     rows: tuple[tuple[int, ...], ...]
-    """For each draw its rows: positions in the dataset's split."""
+    """The rows of each draw: positions in the dataset's split."""
 
     def __len__(self) -> int:
         """Return P."""
@@ -34,14 +34,14 @@ class Samples:
         """Set aside a share of each expert's samples, the last ones drawn.
 
         Args:
-            share: How much to set aside, in [0, 1); rounded down to whole samples.
+            share: The share to set aside, in [0, 1); rounded down to whole samples.
 
         Returns:
-            The samples that stay and those set aside; with share 0 all of them, twice: what is
-            chosen is then chosen on the samples themselves, the paper's way.
+            The samples that stay and those set aside. With share 0 both are all samples: the
+            hyperparameter is then chosen on the samples themselves, as in the paper.
 
         Raises:
-            InputError: If a positive share comes to no sample, or leaves none.
+            InputError: If a positive share sets aside no sample, or leaves none.
         """
         if share == 0:
             return self, self
@@ -78,10 +78,10 @@ def draw_samples(
 ) -> Samples:
     """Draw P' rows from each dataset.
 
-    Draw i is seeded by (seed, i): it does not change when others join.
+    Draw i is seeded by (seed, i): further draws do not change it.
 
     Args:
-        datasets: One for each draw, in order; the same one may come twice.
+        datasets: One for each draw, in order; repeats are allowed.
         preprocessing: The experts' common preprocessing.
         per_expert: P'.
         seed: The recipe's seed.

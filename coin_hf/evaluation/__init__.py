@@ -1,1 +1,1 @@
-"""Decode every erasure and score it beside its controls."""
+"""Decode every erasure and score it against controls."""

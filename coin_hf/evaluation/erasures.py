@@ -1,4 +1,4 @@
-"""Decode every erasure over the test sets, and measure it beside its controls."""
+"""Decode every erasure on the test sets, and score it against controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from coin_hf.records.measurements import Detection, Erasure, Patterns
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one evaluation found."""
+    """The measurements of one evaluation."""
 
     erasures: list[Erasure]
     """One entry for each pattern and expert missing in it: single erasures first, in order."""
     patterns: Patterns
-    """How many patterns were measured of how many: beyond 256 a sample is measured."""
+    """Number of patterns measured and possible; above 256, a random subset is measured."""
     detections: list[Detection]
     """One entry for each expert; empty without a threshold."""
 
@@ -49,7 +49,7 @@ def evaluate_erasures(
 ) -> Measurement:
     """Measure every erasure of up to M experts, each missing expert on its own test set.
 
-    Batches are shared out among the processes and every input counts once.
+    Batches are split among the processes, and every input counts once.
 
     Args:
         experts: The N experts by name, in eval mode, on this process's device.
@@ -58,13 +58,13 @@ def evaluate_erasures(
         code: The erasure code; all methods are decoded with its weights.
         test_sets: One for each expert.
         preprocessing: The experts' common preprocessing.
-        settings: Batch size, and at most how many inputs of each test set.
-        seed: Of the draw of inputs where there are more, and of that of patterns.
+        settings: Batch size, and the limit on inputs per test set.
+        seed: Seed of the draws of inputs under that limit, and of patterns.
         threshold: Parity residual above which answers count as corrupted.
-        processes: Who shares the batches out.
+        processes: The processes that share the batches.
         progress: Show a bar on stderr, in the main process.
-        known: The experts' logits by test set and batch, from an earlier call with the same
-            experts, test sets and settings; what is not there yet is computed and added.
+        known: Cache of the experts' logits by test set and batch, for calls with the same experts,
+            test sets and settings; absent entries are computed and added.
 
     Returns:
         The measurement, the same in every process.
@@ -127,7 +127,7 @@ def _erasure(
 
 
 def _detection(name: str, pooled: Mapping[Any, Tensor]) -> Detection:
-    """Say how the parity check did on an expert's test set."""
+    """Summarise the parity check on an expert's test set."""
     return Detection(
         expert=name,
         points=len(pooled["labels"]),

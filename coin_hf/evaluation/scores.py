@@ -1,4 +1,4 @@
-"""Decode missing answers by every method, and score them beside the experts' own."""
+"""Decode missing answers by every method, and score them against the experts' own."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,20 +17,20 @@ def decode_missing(
     coded: Mapping[str, Sequence[Tensor]],
     code: ErasureCode,
 ) -> dict[str, dict[int, Tensor]]:
-    """Answer for the missing experts by each method's coded answers and by the two controls.
+    """Decode the missing answers with each method's coded models and with the two controls.
 
-    It is computed in float64 and rounded once to the missing expert's dtype, so that what is
-    measured is the coded model and no rounding of the code: the exact code keeps even ties.
+    Decoding runs in float64 and is rounded once to the missing expert's dtype, so that the scores
+    measure the coded model, not rounding in the code: the exact code preserves even ties.
 
     Args:
-        missing: The experts' numbers.
-        experts: The logits of all N experts, each (B, K); those of the missing ones serve the
-            control `OUTPUT_AVERAGE` alone.
+        missing: The missing experts' indices.
+        experts: The logits of all N experts, each (B, K); those of the missing ones are used only
+            by the control `OUTPUT_AVERAGE`.
         coded: Logits (B, K) of the M coded models, by the method that made them.
         code: The erasure code.
 
     Returns:
-        fhat_i, shape (B, K), by method and by i; without `NO_CODED_MODEL` where no expert is left.
+        fhat_i, shape (B, K), by method and by i; without `NO_CODED_MODEL` if no expert is left.
     """
     wide = [logits.double() for logits in experts]
     there = {j: logits for j, logits in enumerate(wide) if j not in missing}
@@ -40,7 +40,7 @@ def decode_missing(
     }
     answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))
     if there:
-        # The mean over the coded models: what an average of those present comes to.
+        # Betas averaged over the coded models, to weight the answers present.
         betas = [sum(column) / code.num_coded for column in zip(*code.rows, strict=True)]
         share = sum(betas[j] for j in there)
         weighted = [(betas[j] / share) * logits for j, logits in there.items()]

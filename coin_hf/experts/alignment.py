@@ -1,4 +1,4 @@
-"""Experts can be coded together only if the same x means the same tensor and the same theta."""
+"""Check that experts can be coded together: same architecture, parameters, preprocessing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
 
 SHOWN = 10
-"""Names listed where the architectures differ anyway; all of them are listed where they agree."""
+"""Names listed if the architectures differ; if they agree, all names are listed."""
 
 
 def check_alignment(experts: Sequence[Expert]) -> None:
@@ -33,10 +33,10 @@ def check_alignment(experts: Sequence[Expert]) -> None:
 
 
 def check_foundation(foundation: Expert, expert: Expert) -> None:
-    """Check that an expert's parameters can be differences from a foundation's.
+    """Check that an expert's parameters match a foundation's in name and shape.
 
     Args:
-        foundation: The network from which it was fine-tuned.
+        foundation: The network it was fine-tuned from.
         expert: The expert.
 
     Raises:
@@ -65,7 +65,7 @@ def check_foundation(foundation: Expert, expert: Expert) -> None:
 
 
 def differing_statistics(experts: Sequence[Expert]) -> list[str]:
-    """Name the floating buffers (BatchNorm statistics) that are not equal in all experts.
+    """List the floating-point buffers (BatchNorm statistics) that differ among the experts.
 
     Args:
         experts: Aligned experts.

@@ -1,4 +1,4 @@
-"""A checkpoint's folder: what it must hold before a library builds its network."""
+"""Read and check a checkpoint's folder before a library builds its network."""
 
 import json
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ PICKLES = (".bin", ".pt", ".pth")
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A network and what its library knows of it."""
+    """A network and its library's description of it."""
 
     model: nn.Module
     architecture: dict[str, Any]
-    """The settings that fix the network's function apart from its weights."""
+    """The settings that, with the weights, determine the network's function."""
     num_classes: int
     preprocessing: Preprocessing
     label_names: tuple[str, ...] | None
@@ -40,7 +40,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         Its content.
 
     Raises:
-        InputError: If there is none, or it holds no JSON object.
+        InputError: If there is none, or it is not a JSON object.
     """
     path = folder / "config.json"
     try:
@@ -95,7 +95,7 @@ def license_of(folder: Path) -> str | None:
         folder: The checkpoint.
 
     Returns:
-        The licence; None without a card, or where it declares none.
+        The licence; None if there is no card or it declares none.
     """
     card = folder / "README.md"
     if not card.is_file():
@@ -109,13 +109,13 @@ def license_of(folder: Path) -> str | None:
 
 
 def function_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Keep of a configuration what changes the network's function in eval mode.
+    """Keep the settings that affect the network's function in eval mode.
 
     Args:
-        config: A library's settings of a network.
+        config: A network's settings, from its library.
 
     Returns:
-        Those that decide what it computes.
+        The settings that determine its output.
     """
     beside = ("label", "_name_or_path", "transformers_version", "dtype", "architectures", "drop")
     return {
@@ -126,7 +126,7 @@ def function_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def known_channels(channels: int, name: str) -> int:
-    """Check the number of channels of a network's images.
+    """Check the number of channels of a network's input images.
 
     Args:
         channels: The number.

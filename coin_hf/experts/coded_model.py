@@ -1,4 +1,4 @@
-"""The coded model as a network: the experts' parameters in, one more expert out."""
+"""Build coded models as networks, and save them."""
 
 import copy
 import tempfile
@@ -25,19 +25,19 @@ def build_coded(
     betas: Sequence[float],
     number: int = 0,
 ) -> Expert:
-    """Put coded parameters into a copy of expert 0's network.
+    """Load coded parameters into a copy of expert 0's network.
 
-    Floating buffers (BatchNorm statistics) are averaged, integer ones are expert 0's.
+    Floating-point buffers (BatchNorm statistics) are averaged; integer ones are expert 0's.
 
     Args:
         experts: Aligned experts.
         parameters: theta_c by name.
         betas: Coding weights, shape (N,).
-        number: Which coded model it is, for messages.
+        number: Index of the coded model, for messages.
 
     Returns:
-        The coded model, in eval mode, on expert 0's device. Where the experts name a class
-        differently, it carries all their names ("cat / truck").
+        The coded model, in eval mode, on expert 0's device. Class names that differ among the
+        experts are joined ("cat / truck").
 
     Example:
         theta = fisher_average([e.parameters for e in experts], fishers, betas=[0.5, 0.5], lam=1e-3)
@@ -70,7 +70,7 @@ def build_coded(
 def build_all_coded(
     experts: Sequence[Expert], thetas: Sequence[Mapping[str, Tensor]], rows: Rows
 ) -> list[Expert]:
-    """Make the coded networks from their parameters.
+    """Build all coded models from their parameters.
 
     Args:
         experts: The N experts.
@@ -88,23 +88,23 @@ def build_all_coded(
 
 @torch.no_grad()
 def set_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy parameters and saved buffers into a network, in place.
+    """Copy parameters and persistent buffers into a network, in place.
 
     Args:
         model: The network.
-        values: Some of its parameters and saved buffers by name.
+        values: Some of its parameters and persistent buffers by name.
     """
     state = model.state_dict()
     targets = dict(model.named_parameters())
     for name, value in values.items():
-        targets.get(name, state.get(name)).copy_(value)  # type: ignore[union-attr]  # it is there
+        targets.get(name, state.get(name)).copy_(value)  # type: ignore[union-attr]  # it exists
 
 
 def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
-    """Write coded models as their own library reads them, the first one at the root.
+    """Save coded models in their library's format, the first one at the root.
 
     Args:
-        folder: A coded repository in the making.
+        folder: The coded repository being written.
         coded: The coded models, in order.
     """
     for number, model in enumerate(coded):
@@ -113,16 +113,16 @@ def save_coded(folder: Path, coded: Sequence[Expert]) -> None:
 
 
 def as_stored(expert: Expert, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name values as the expert's library names the parameters in its files.
+    """Rename values to the parameter names in the library's files.
 
-    transformers renames parameters between its files and its networks; its own saving knows how.
+    transformers names parameters differently in files and networks; its own saving maps them.
 
     Args:
         expert: An expert.
         values: A tensor for each parameter, by the network's names.
 
     Returns:
-        The tensors by the names that a checkpoint's file has.
+        The tensors by their names in a checkpoint file.
     """
     if expert.library == "timm":
         return dict(values)

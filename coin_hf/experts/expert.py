@@ -1,4 +1,4 @@
-"""Experts: fine-tuned networks from the Hub, a folder or memory, checked, in eval mode."""
+"""Load and check experts: fine-tuned networks from the Hub, a folder or memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from coin_hf.recipe.blocks import Library
 
 @dataclass(frozen=True, eq=False)
 class Expert:
-    """One uncoded network with its origin and its preprocessing."""
+    """One network, expert or coded model, with its origin and preprocessing."""
 
     name: str
     repo: str
@@ -36,11 +36,11 @@ class Expert:
     revision: str
     """Commit SHA on the Hub, or `sha256:...` of the folder."""
     library: Literal["timm", "transformers", "torch"]
-    """Which library reads and writes it; `torch` for a module of no library."""
+    """Library that loads and saves it; `torch` for a plain module."""
     config: dict[str, Any]
-    """The content of its config.json; empty for transformers' and plain modules in memory."""
+    """The content of its config.json; empty for transformers and plain modules from memory."""
     architecture: dict[str, Any]
-    """The settings that fix the network's function apart from its weights."""
+    """The settings that, with the weights, determine the network's function."""
     model: nn.Module
     num_classes: int
     preprocessing: Preprocessing
@@ -55,14 +55,14 @@ class Expert:
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Its saved buffers by name (BatchNorm statistics), sharing memory with the network."""
+        """Its persistent buffers by name (BatchNorm statistics), sharing the network's memory."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         state = self.model.state_dict()
         return {name: value for name, value in state.items() if name not in parameters}
 
     @property
     def tied(self) -> dict[str, str]:
-        """Names of parameters that are another one's tensor in the files too, with that one's name.
+        """Tied parameters that the files store twice, by name, with the name they are tied to.
 
         transformers stores such a tensor once.
         """
@@ -84,24 +84,24 @@ class Expert:
         num_classes: int | None = None,
         model_args: Mapping[str, Any] | None = None,
     ) -> "Expert":
-        """Take a network that is in memory already.
+        """Wrap a network that is in memory.
 
         Args:
-            model: A classifier: of timm (`pretrained_cfg` gives its preprocessing), of
+            model: A classifier from timm (`pretrained_cfg` gives its preprocessing) or
                 transformers, or any module that returns logits (B, K).
             name: Its short name.
-            label_names: Its classes' names, K of them; by default those its library knows.
+            label_names: K class names; by default those its library records.
             processor: A transformers network's image processor.
-            preprocessing: Image -> input tensor (C, H, W), for a module of no library.
-            num_classes: K, for a module of no library.
-            model_args: Arguments of `timm.create_model` beside the architecture's name and
-                `num_classes`, without which timm would build another network.
+            preprocessing: Image -> input tensor (C, H, W), for a plain module.
+            num_classes: K, for a plain module.
+            model_args: Arguments of `timm.create_model` that the network was built with, besides
+                the architecture and `num_classes`.
 
         Returns:
-            The expert; it holds the module itself, put in eval mode.
+            The expert; it holds the module itself, switched to eval mode.
 
         Raises:
-            InputError: If K is not known, or there are not K names.
+            InputError: If K is unknown, there are not K names, or a value is not finite.
         """
         config: dict[str, Any] = {}
         library: Literal["timm", "transformers", "torch"] = "torch"
@@ -118,13 +118,13 @@ class Expert:
             prepare = processor_preprocessing(processor, channels)
             library, built = "transformers", transformers_models.described(any_model, prepare)
         elif num_classes is None:
-            raise InputError(f"expert '{name}' is of no library: say its `num_classes`")
+            raise InputError(f"expert '{name}' is a plain module: give its `num_classes`")
         else:
             transform = Preprocessing({}, 3, preprocessing or _no_preprocessing)
             built = Built(model, {"module": type(model).__name__}, num_classes, transform, named)
         if named is not None and len(named) != built.num_classes:
             raise InputError(
-                f"expert '{name}' has {built.num_classes} classes, but {len(named)} names came"
+                f"expert '{name}' has {built.num_classes} classes, but got {len(named)} names"
             )
         return cls._of(built, name, "", "", library, config, None, named)
 
@@ -140,9 +140,11 @@ class Expert:
         license_name: str | None,
         label_names: tuple[str, ...] | None = None,
     ) -> "Expert":
-        """Check the weights, and put the network in eval mode."""
+        """Check that the weights are finite, and switch the network to eval mode."""
         for key, value in built.model.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
+            if not (value.is_floating_point() and value.numel()):
+                continue
+            if not all(end.isfinite() for end in value.aminmax()):  # both are NaN where one is
                 raise InputError(
                     f"expert '{name}' has a value that is not finite in '{key}': "
                     "use a checkpoint from before its training diverged"
@@ -163,13 +165,13 @@ class Expert:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network as its own library reads it: config.json and safetensors.
+        """Save the network in its library's format: config.json and safetensors.
 
         Args:
-            folder: Where to; made if it is not there. Files of these names are replaced.
+            folder: Output folder, created if needed. Files of these names are replaced.
 
         Raises:
-            InputError: If the network is of no library.
+            InputError: If the network is a plain module.
         """
         folder = Path(folder)
         if self.library == "torch":
@@ -201,8 +203,8 @@ def load_expert(
         repo_or_path: Hub id, or folder, of a timm checkpoint (`config.json` with `architecture`
             and `model.safetensors`) or of a transformers image classifier.
         revision: Branch, tag or commit; None for the newest. It is resolved to a commit.
-        library: Which library builds it; `auto` reads it from `config.json`.
-        device: Where the network goes; by default it stays on the CPU.
+        library: Library that builds it; `auto` infers it from `config.json`.
+        device: Device of the network; by default the CPU.
         name: Its short name in messages; by default the last part of `repo_or_path`.
 
     Returns:
@@ -210,7 +212,7 @@ def load_expert(
 
     Raises:
         InputError: If the repository or revision does not exist or cannot be reached, holds no
-            safetensors, is damaged, does not fit its architecture, or has a value that is not
+            safetensors, is damaged, does not match its architecture, or has a value that is not
             finite.
     """
     name = name or Path(repo_or_path).name
@@ -230,14 +232,14 @@ def read_expert(
     device: torch.device | str | None,
     name: str,
 ) -> Expert:
-    """Load an expert from a folder whose revision is known already, or does not matter.
+    """Load an expert from a local folder whose revision is known or irrelevant.
 
     Args:
         folder: The checkpoint.
-        repo: Hub id or folder that it came from.
+        repo: Hub id or folder it came from.
         revision: Its revision.
-        library: Which library builds it; `auto` reads it from `config.json`.
-        device: Where the network goes; by default it stays on the CPU.
+        library: Library that builds it; `auto` infers it from `config.json`.
+        device: Device of the network; by default the CPU.
         name: Its short name.
 
     Returns:
@@ -251,7 +253,7 @@ def read_expert(
         library = "timm" if "architecture" in config else "transformers"
     check_weights(folder, name)
     build = timm_models.build_timm if library == "timm" else transformers_models.build_transformers
-    with torch.random.fork_rng(devices=[]):  # a network is built with random weights first
+    with torch.random.fork_rng(devices=[]):  # building draws random initial weights
         built = build(folder, config, name)
     expert = Expert._of(built, name, repo, revision, library, config, license_of(folder))
     expert.model.requires_grad_(False)
@@ -276,7 +278,7 @@ def _timm_module(
 
 
 def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep of a `pretrained_cfg` what JSON can hold and config.json needs."""
+    """Keep the entries of a `pretrained_cfg` that config.json needs, as JSON values."""
     kept = {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
     return {k: v for k, v in kept.items() if v is not None and k != "architecture"}
 

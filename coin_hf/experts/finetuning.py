@@ -1,4 +1,4 @@
-"""Make experts: train with BatchNorm left alone, write the network as a timm repository."""
+"""Fine-tune experts with frozen BatchNorm, and write them as timm repositories."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Keep BatchNorm's statistics and parameters as they are, as arXiv:2409.01420 advises.
+    """Freeze BatchNorm's statistics and parameters, as arXiv:2409.01420 advises.
 
-    Experts whose statistics went apart cannot be averaged well. The modules stay what they are:
-    they are put in eval mode, which holds until somebody calls `model.train()`.
+    Experts whose statistics differ do not average well. The modules are kept and switched to eval
+    mode; a later `model.train()` switches them back.
 
     Args:
         model: The network.
@@ -45,16 +45,16 @@ def fit(
     accelerator: Any = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """Train on cross entropy with AdamW, in the mode the model is in, in place.
+    """Train in place on cross entropy with AdamW, in the model's current mode.
 
     Args:
-        model: A classifier on its device; parameters that require no gradient stay.
-        batches_of: The batches of an epoch, counted from 0; with an accelerator this process's.
-        epochs: How many.
+        model: A classifier on its device; parameters that require no gradient stay fixed.
+        batches_of: Epoch, from 0 -> its batches; with an accelerator, those of this process.
+        epochs: Number of epochs.
         lr: Learning rate, constant.
-        weight_decay: AdamW's.
-        batches: Batches of an epoch, for the progress bar.
-        title: What the bar says.
+        weight_decay: AdamW's weight decay.
+        batches: Batches per epoch, for the progress bar.
+        title: Title of the progress bar.
         accelerator: Averages gradients over its processes, in its mixed precision.
         on_epoch: Called after each epoch with its number, from 1.
     """
@@ -95,10 +95,10 @@ def write_timm_expert(
     """Write a network as a timm repository: weights, config.json, card.
 
     Args:
-        folder: Where to; it must not exist.
+        folder: Output folder; must not exist.
         model: The network.
-        architecture: timm's name of its architecture.
-        label_names: The classes' names, K of them.
+        architecture: timm's name for its architecture.
+        label_names: K class names.
         pretrained_cfg: Size, mean, standard deviation, interpolation, crop.
         card: The text of README.md.
         model_args: Further arguments of `timm.create_model`.

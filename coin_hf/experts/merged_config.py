@@ -1,4 +1,4 @@
-"""A coded model's config.json, from those of its experts: no network is needed for it."""
+"""Build a coded model's config.json from those of its experts, without any network."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -6,16 +6,16 @@ from typing import Any
 
 ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", "hf_hub_filename",
           "custom_load", "paper_ids", "paper_name")  # fmt: skip
-"""Keys of timm's `pretrained_cfg` that tell the origin of expert 0's weights, not their use."""
+"""Keys of timm's `pretrained_cfg` that describe the origin of the weights, not their use."""
 
 Names = tuple[str, ...]
 
 
 def merged_names(all_names: Sequence[Names | None]) -> Names | None:
-    """Join the experts' names of each class where they differ ("cat / truck").
+    """Join the experts' names for each class where they differ ("cat / truck").
 
     Args:
-        all_names: For each expert its classes' names, or None if it has none.
+        all_names: Each expert's class names, or None if it has none.
 
     Returns:
         The coded model's names; None if no expert has any.
@@ -30,16 +30,16 @@ def timm_config(config: Mapping[str, Any], num_classes: int, names: Names | None
     """Build a coded timm model's config.json.
 
     Args:
-        config: Expert 0's.
+        config: Expert 0's config.json.
         num_classes: K.
-        names: The classes' names, if any.
+        names: The class names, if any.
 
     Returns:
-        Expert 0's without what tells its origin, in the form that transformers reads too.
+        Expert 0's config.json without its origin, in a form that transformers reads too.
     """
     made: dict[str, Any] = copy.deepcopy(dict(config))
     made["num_classes"] = num_classes
-    # timm needs it once, beside `architecture`; transformers refuses to find it twice.
+    # timm needs it once, beside `architecture`; transformers rejects a duplicate.
     model_args = dict(made.pop("model_args", None) or {})
     model_args.pop("num_classes", None)
     if model_args:
@@ -59,11 +59,11 @@ def transformers_config(config: Mapping[str, Any], names: Names | None) -> dict[
     """Build a coded transformers model's config.json.
 
     Args:
-        config: That of a coded model of the same architecture.
-        names: The classes' names, if any.
+        config: config.json of a coded model of the same architecture.
+        names: The class names, if any.
 
     Returns:
-        The same with these names.
+        The same config.json with these names.
     """
     if names is None:
         return dict(config)
@@ -75,7 +75,7 @@ def transformers_config(config: Mapping[str, Any], names: Names | None) -> dict[
 
 
 def names_in(config: Mapping[str, Any], library: str, num_classes: int) -> Names | None:
-    """Read the classes' names from an expert's config.json.
+    """Read the class names from an expert's config.json.
 
     Args:
         config: Its content.

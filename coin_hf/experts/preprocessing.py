@@ -1,4 +1,4 @@
-"""What turns an image into an expert's input tensor, and how two of them are told apart."""
+"""Preprocess an image into an expert's input tensor, with settings that can be compared."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Preprocessing:
         """Return the network's input for one image.
 
         Args:
-            image: A PIL image of any mode; grayscale becomes RGB where the network wants 3
-                channels, and colour becomes grayscale where it wants 1.
+            image: A PIL image of any mode; grayscale becomes RGB if the network expects 3
+                channels, and colour becomes grayscale if it expects 1.
 
         Returns:
             A float tensor of shape (C, H, W).
@@ -84,11 +84,11 @@ def processor_preprocessing(processor: Any, channels: int) -> Preprocessing:
     """Return the preprocessing of a transformers image processor.
 
     Args:
-        processor: The processor; None where there is none, then no image can be prepared.
+        processor: The processor; with None, no image can be preprocessed.
         channels: Channels of the network's input.
 
     Returns:
-        What the processor does.
+        The processor as a `Preprocessing`.
     """
 
     def transform(image: Image) -> Tensor:
@@ -101,5 +101,5 @@ def processor_preprocessing(processor: Any, channels: int) -> Preprocessing:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Write tuples as lists: a library's defaults are tuples, what a file declares are lists."""
+    """Convert tuples to lists: a library's defaults are tuples, a file's settings are lists."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}

@@ -1,4 +1,4 @@
-"""Networks of timm: built from config.json and model.safetensors, and written as those."""
+"""Build timm networks from config.json and model.safetensors, and save them."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,14 @@ from coin_hf.errors import InputError
 from coin_hf.experts.checkpoint import Built, function_of, known_channels
 from coin_hf.experts.merged_config import names_in
 from coin_hf.experts.preprocessing import timm_preprocessing
+from coin_hf.networks.building import Unfilled
 
 OBJECTS = ("model_args", "pretrained_cfg")
 """Keys of config.json that hold objects."""
 
 
 def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
-    """Build a network of timm and load its weights.
+    """Build a timm network and load its weights.
 
     Args:
         folder: The checkpoint.
@@ -41,13 +42,14 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
         )
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
-    model_args.pop("num_classes", None)  # it stands beside `architecture`, and once is enough
+    model_args.pop("num_classes", None)  # given once, beside `architecture`
     if "num_classes" in config:
         pretrained_cfg["num_classes"] = config["num_classes"]
     try:
-        model: Any = timm.create_model(
-            architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
-        )
+        with Unfilled():  # `_fit` sees to it that every parameter is loaded
+            model: Any = timm.create_model(
+                architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
+            )
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"expert '{name}': timm {timm.__version__} cannot build '{architecture}' "
@@ -64,12 +66,12 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
 def described(
     model: Any, function: dict[str, Any], names: tuple[str, ...] | None, name: str
 ) -> Built:
-    """Say what timm knows of a network.
+    """Describe a timm network.
 
     Args:
         model: The network, with its `pretrained_cfg`.
-        function: Architecture and arguments of which it was built.
-        names: Its classes' names.
+        function: Architecture and arguments it was built with.
+        names: Its class names.
         name: The expert's name, for messages.
 
     Returns:
@@ -87,7 +89,7 @@ def write_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     """Write config.json and model.safetensors as timm reads them.
 
     Args:
-        folder: Where to; it exists.
+        folder: Output folder, which exists.
         model: The network.
         config: The content of config.json.
     """

@@ -1,4 +1,4 @@
-"""Networks of transformers: image classifiers, loaded and written by its own classes."""
+"""Load transformers image classifiers with the library's own classes."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from coin_hf.experts.preprocessing import transformers_preprocessing
 
 
 def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built:
-    """Load a network of transformers.
+    """Load a transformers network.
 
     Args:
         folder: The checkpoint.
@@ -31,7 +31,7 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(
@@ -54,7 +54,7 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
 
 
 def described(model: Any, preprocessing: Any) -> Built:
-    """Say what transformers knows of a network.
+    """Describe a transformers network.
 
     Args:
         model: The network, with its `config`.

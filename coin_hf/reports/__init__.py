@@ -1,1 +1,1 @@
-"""Results as tables, figures and cards."""
+"""Render results as tables, figures and cards."""

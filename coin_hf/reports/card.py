@@ -1,4 +1,4 @@
-"""The model card, rendered from the result and nothing else."""
+"""Render the model card from the result alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ HOW = {
     "regmean": f"by RegMean, a rival of [COIN, arXiv:2409.01420]({PAPER})",
     "distillation": f"by distillation, a rival of [COIN, arXiv:2409.01420]({PAPER})",
 }
-"""What each coder does."""
+"""How each coder makes the coded model."""
 
 
 def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelCard:
@@ -28,7 +28,7 @@ def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelC
 
     Args:
         result: The result, or the content of its `result.json`.
-        repo_id: The Hub id by which its code blocks load it.
+        repo_id: The Hub id that its code blocks load.
 
     Returns:
         The card: metadata and text.
@@ -53,7 +53,7 @@ def _unique(values: Any) -> list[str]:
 
 
 def _on_hub(path: str) -> bool:
-    """Say whether a recorded path is a Hub id: folders are recorded with a leading dot or slash."""
+    """Return whether a recorded path is a Hub id: recorded folders start with a dot or slash."""
     return not path.startswith((".", "/", "~")) and path.count("/") <= 1
 
 
@@ -67,7 +67,7 @@ def _eval_results(result: ResultRecord) -> list[EvalResult]:
     found = []
     for erasure in result.erasures:
         if erasure.beside:
-            continue  # the card's table has them; an index has room for one number each
+            continue  # the card's table has them; the metadata hold one number per expert
         key = datasets[erasure.missing]
         dataset = result.datasets[key]
         name = dataset.path if _on_hub(dataset.path) else key
@@ -78,7 +78,7 @@ def _eval_results(result: ResultRecord) -> list[EvalResult]:
             EvalResult(
                 task_type="image-classification",
                 dataset_type=name,
-                dataset_name=name,  # two parts of one dataset become one entry, so not the key
+                dataset_name=name,  # not the key: two parts of one dataset share an entry
                 dataset_config=dataset.config,
                 dataset_split=result.evaluation.split,
                 dataset_revision=dataset.revision,
@@ -140,7 +140,7 @@ classifier like any merged model."""
 
 
 def _betas(result: ResultRecord) -> str:
-    """Render the rows of the table that tell the betas, and how much they amplify errors."""
+    """Render the table rows for the betas and their error amplification."""
     names = [expert.name for expert in result.experts]
     rows = rows_of(result.betas)
     lines = [
@@ -195,7 +195,7 @@ def _link(model: str) -> str:
 
 
 def _settings(result: ResultRecord) -> str:
-    """The rows of the table that belong to the coder alone."""
+    """Render the table rows specific to the coder."""
     rows: dict[str, str] = {}
     if result.coder == "coin":
         rows = {"λ": f"{result.lam:g} ({_chosen(result)})", "Fisher": _fisher(result.fisher)}
@@ -209,7 +209,7 @@ def _settings(result: ResultRecord) -> str:
 
 
 def _refined(result: ResultRecord) -> str:
-    """The rows of the table that tell the steps behind the coder."""
+    """Render the table rows for augmentation and refinement."""
     several = len(rows_of(result.betas)) > 1
     lines = []
     if result.augment is not None:
@@ -257,10 +257,10 @@ def _points(result: ResultRecord) -> str:
 
 
 def _others(result: ResultRecord, repo_id: str) -> str:
-    """Show how plain libraries load a coded model that lies in a subfolder."""
+    """Show how plain libraries load a coded model from a subfolder."""
     if len(rows_of(result.betas)) == 1:
         return ""
-    if result.library == "timm":  # its hf-hub: names know no subfolder
+    if result.library == "timm":  # its hf-hub: names do not allow subfolders
         return f"""
 from huggingface_hub import snapshot_download
 

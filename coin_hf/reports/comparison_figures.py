@@ -1,4 +1,4 @@
-"""A comparison as figures: bars, NDA against the number of samples, NDA against epochs."""
+"""Draw a comparison as figures: bars, NDA against samples, NDA against epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +18,15 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def write_figures(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what a comparison has to show.
+    """Draw the figures of a comparison.
 
     Args:
         result: The content of its `result.json`.
         folder: Where the PNG files go.
 
     Returns:
-        `nda.png`, bars for each missing expert, or lines where there are several numbers of
-        samples; and `epochs.png` where a coder was trained.
+        `nda.png`, with bars for each missing expert, or lines if there are several numbers of
+        samples; and `epochs.png` if a coder was trained.
     """
     written = [folder / "nda.png"]
     if len({entry["samples"] for entry in result["summary"]}) > 1:
@@ -167,6 +167,6 @@ def _color(entry: dict[str, Any]) -> str:
 
 
 def _shade(entry: dict[str, Any], summary: Sequence[dict[str, Any]]) -> float:
-    """Tell contenders of one coder apart."""
+    """Return an opacity that distinguishes contenders with the same coder."""
     same = [other["name"] for other in summary if other["coder"] == entry["coder"]]
     return 1.0 - 0.5 * same.index(entry["name"]) / len(same)

@@ -1,4 +1,4 @@
-"""A comparison as tables for terminal, markdown and LaTeX."""
+"""Render a comparison as a table for terminal, markdown or LaTeX."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ SIGNS = {
 }
 ESCAPES = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}",
            "^": r"\textasciicircum{}"}  # fmt: skip
-"""What LaTeX reads as a command."""
+"""LaTeX's special characters, escaped."""
 
 
 def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
@@ -22,13 +22,13 @@ def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
 
     Args:
         result: The content of its `result.json`.
-        style: `plain` for a terminal, `markdown`, or `latex` (a `tabular` of the package booktabs).
+        style: `plain` for a terminal, `markdown`, or `latex` (a `tabular` with booktabs rules).
 
     Returns:
         One row for each method and number of samples, mean ± standard deviation over the seeds:
-        NDA and agreement in percent, the coding loss of the test sets, what was chosen, and for
-        the coding step wall time in seconds, peak memory in MiB, and samples passed forward and
-        backward through a network. The controls come last.
+        NDA and agreement in percent, the coding loss on the test sets, the hyperparameter chosen,
+        and for the coding step wall time in seconds, peak memory in MiB, and samples passed
+        forward and backward through a network. The controls come last.
     """
     summary, experts = result["summary"], [expert["name"] for expert in result["experts"]]
     several = len({entry["samples"] for entry in summary}) > 1
@@ -48,7 +48,7 @@ def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
 
 
 def title(entry: dict[str, Any]) -> str:
-    """Return what tables and figures call a contender."""
+    """Return a contender's name in tables and figures."""
     if entry["name"] == entry["coder"]:
         return TITLES[entry["coder"]]
     return str(entry["name"])

@@ -1,4 +1,4 @@
-"""The result of a run as a figure."""
+"""Draw the result of a run as a figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ COLORS = {"coin": "#1f4e8c", AVERAGING: "#e08a1e", UNREFINED: "#e08a1e", OUTPUT_
 def figure(result: ResultRecord | Mapping[str, Any], path: Path) -> None:
     """Draw the NDA of every method for each missing expert as grouped bars.
 
-    Where several may be missing, a group for each number of them shows the mean over the patterns.
+    If several may be missing, a group for each number of them shows the mean over the patterns.
 
     Args:
         result: The result, or the content of its `result.json`.
@@ -33,7 +33,7 @@ def figure(result: ResultRecord | Mapping[str, Any], path: Path) -> None:
         found[f"any {size} missing"] = means
     groups = list(found)
     width = 0.8 / len(methods)
-    highest = 100.0  # NDA may lie above
+    highest = 100.0  # NDA may exceed it
     canvas = Figure(figsize=(max(6.4, 1.6 * len(groups) + 3.2), 4), layout="constrained")
     FigureCanvasAgg(canvas)  # the file-writing backend, whatever the caller's own is
     axes = canvas.subplots()

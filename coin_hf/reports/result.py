@@ -1,4 +1,4 @@
-"""The result of a run, as people read it."""
+"""Render the result of a run as a table or a figure."""
 
 import html
 from pathlib import Path
@@ -9,7 +9,7 @@ from coin_hf.reports.tables import Style, table
 
 
 class Result(ResultRecord):
-    """Every number of a run: what `encode`, `evaluate` and `recode` return.
+    """Every number of a run, from `encode`, `evaluate` or `recode`.
 
     Attributes and keys are those of `result.json`; `result["mean_nda"]` gives plain data,
     `result.dump()` all of it.
@@ -27,7 +27,7 @@ class Result(ResultRecord):
             style: `plain` for a terminal, or `markdown`.
 
         Returns:
-            The table; a sentence where nothing was measured.
+            The table, or one sentence if nothing was measured.
         """
         return table(self, style)
 

@@ -1,4 +1,4 @@
-"""The result of a run as a table."""
+"""Render the result of a run as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,18 +19,18 @@ TITLES = {
     OUTPUT_AVERAGE: f"{OUTPUT_AVERAGE} (control)",
     NO_CODED_MODEL: f"{NO_CODED_MODEL} (control)",
 }
-"""How tables and figures call a method."""
+"""Names of the methods in tables and figures."""
 
 
 def title(result: ResultRecord, method: str) -> str:
-    """Return what a run's table and figure call a method.
+    """Return the name of a method in a run's table and figure.
 
     Args:
         result: The result.
         method: A key of its `mean_nda`.
 
     Returns:
-        Its title, with the steps behind it that refined the coded models.
+        Its title, followed by the steps that refined the coded models.
     """
     if method != result.coder:
         return TITLES[method]
@@ -46,8 +46,8 @@ def table(result: ResultRecord | Mapping[str, Any], style: Style = "plain") -> s
 
     Returns:
         One row for each missing expert and method, then the averages; NDA, accuracies and
-        agreement in percent. Where several may be missing, a second table with the NDA of each
-        further pattern. One sentence where nothing was measured.
+        agreement in percent. If several may be missing, a second table with the NDA of each further
+        pattern. One sentence if nothing was measured.
     """
     result = ResultRecord.of(result)
     if not result.singles:
@@ -75,7 +75,7 @@ def table(result: ResultRecord | Mapping[str, Any], style: Style = "plain") -> s
 
 
 def _which(result: ResultRecord) -> str:
-    """Say which patterns the second table holds."""
+    """Return the caption of the second table: the patterns it holds."""
     most = max(map(int, result.mean_nda_several))
     counted = result.patterns
     sampled = ""
@@ -107,7 +107,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *,
         head: Titles of the columns.
         rows: The cells.
         style: `plain` for a terminal, or `markdown`.
-        text: How many columns are text, aligned to the left; the others are numbers.
+        text: Number of leading text columns, aligned left; the others are numbers.
 
     Returns:
         The table.
@@ -127,7 +127,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], style: Style, *,
 
 
 def cell(text: str) -> str:
-    """Escape what would end a cell of a markdown table.
+    """Escape the characters that would end a markdown table cell.
 
     Args:
         text: The cell.
@@ -139,12 +139,12 @@ def cell(text: str) -> str:
 
 
 def number(value: float | None, form: str = "{:.1f}", none: str = "n/a") -> str:
-    """Write a number of a table.
+    """Format a number for a table.
 
     Args:
-        value: The number, None where it is not known.
-        form: How it is written.
-        none: What stands for None.
+        value: The number; None if unknown.
+        form: Its format string.
+        none: The text for None.
 
     Returns:
         The text.

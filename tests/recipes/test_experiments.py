@@ -21,7 +21,7 @@ from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PLANS = sorted(RECIPES.glob("*/experiments*.yaml"))
+PLANS = sorted(RECIPES.glob("**/experiments*.yaml"))
 PARTS = ("paper", "experiments/offline")
 FILES = [file for part in PARTS for file in sorted((RECIPES / part).glob("[tf]*.yaml"))]
 HUB_IDS = {

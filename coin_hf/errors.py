@@ -1,10 +1,10 @@
-"""The one error that means: the input is wrong, and this sentence says what to do."""
+"""The error for wrong input, with a message that says how to fix it."""
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave: recipe, expert, dataset, output folder.
+    """A mistake in the user's input: recipe, expert, dataset or output folder.
 
-    Its text is one sentence or a short list that names what was expected, what came, and the way
-    out. The command line prints it without a traceback and exits with code 2; a program catches it
-    as the `ValueError` it is.
+    The message is one sentence or a short list: what was expected, what was given, how to fix it.
+    The command line prints it without a traceback and exits with code 2; programs can catch it as
+    a `ValueError`.
     """

@@ -1,1 +1,1 @@
-"""The erasure code: coding weights, what they amplify, how they are designed, and decoding."""
+"""The erasure code: coding weights, their design and error amplification, and decoding."""

@@ -1,11 +1,11 @@
-"""How much a code multiplies the coded models' errors, and whether it is a code at all.
+"""Error amplification of coding weights, and whether they form a code.
 
-Write B for betas, shape (M, N). When the experts E are missing and the coded models C answer,
-decoding solves B[C, E] fhat_E = f_C - B[C, rest] f_rest. Every way to lose at most M of the N + M
-networks (experts E, and coded models outside C, |E| <= |C|) is decodable exactly when **every**
-square part B[C, E], |C| = |E|, of every order up to min(M, N) is invertible: the generator matrix
-[I; B] is then maximum distance separable. Checking order M alone would not do, since a missing
-coded model leaves a smaller square to solve with. Order 1 says that no beta is 0.
+Let B be the betas, shape (M, N). With the experts E missing and the coded models C answering,
+decoding solves B[C, E] fhat_E = f_C - B[C, rest] f_rest. Every loss of at most M of the N + M
+networks (experts E and coded models outside C, |E| <= |C|) is decodable if and only if **every**
+square submatrix B[C, E], |C| = |E|, of every order up to min(M, N) is invertible: the generator
+matrix [I; B] is then maximum distance separable. Checking order M alone is not enough: a missing
+coded model leaves a smaller system to solve. Order 1 means that no beta is 0.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from coin_hf.erasure.betas import Rows, check_betas
 
 SINGULAR = 1e-6
-"""A part whose smallest singular value lies below is taken for singular: betas themselves are
-known to 1e-6 (what a row's sum may be off), so it cannot be told from one that is."""
+"""Smallest singular value below which a submatrix counts as singular: betas are known only to
+1e-6, the tolerance on a row's sum."""
 BAD = 1000.0
-"""Worst amplification from which a code draws a warning: float32 then keeps four digits."""
+"""Worst amplification that triggers a warning: float32 then keeps four digits."""
 
 
 def check_code(rows: Rows) -> None:
-    """Check that coding weights form a code, whatever is missing.
+    """Check that coding weights can decode every pattern of erasures.
 
     Args:
         rows: Coding weights, shape (M, N).
 
     Raises:
-        ValueError: If a row is not valid by itself, or a pattern of erasures could not be decoded,
-            which is then named.
+        ValueError: If a row is invalid, or a pattern of erasures cannot be decoded; the message
+            names it.
     """
     experts = len(rows[0])
     check_betas(rows, experts)
@@ -50,7 +50,7 @@ def check_code(rows: Rows) -> None:
 def square_parts(
     coded: int, experts: int, order: int
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Enumerate the square parts of one order of an (M, N) matrix, in blocks.
+    """Enumerate the square submatrices of one order of an (M, N) matrix, in blocks.
 
     Args:
         coded: M.
@@ -58,7 +58,7 @@ def square_parts(
         order: k <= min(M, N).
 
     Yields:
-        Row numbers and column numbers, each of shape (parts, k); one block for each set of rows.
+        Row and column indices, each of shape (parts, k); one block per set of rows.
     """
     columns = np.array(list(combinations(range(experts), order)), dtype=np.intp)
     for rows in combinations(range(coded), order):
@@ -68,12 +68,12 @@ def square_parts(
 def smallest_singular_values(
     betas: NDArray[np.float64], rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Return sigma_min of many square parts at once.
+    """Return sigma_min of many square submatrices at once.
 
     Args:
         betas: Shape (M, N).
-        rows: Row numbers, shape (parts, k).
-        columns: Column numbers, shape (parts, k).
+        rows: Row indices, shape (parts, k).
+        columns: Column indices, shape (parts, k).
 
     Returns:
         Shape (parts,).
@@ -83,18 +83,18 @@ def smallest_singular_values(
 
 
 def amplification(rows: Rows, missing: Sequence[int], coded: Sequence[int]) -> float:
-    """Return the largest factor from the coded answers' error to the decoded answers'.
+    """Return the largest factor by which decoding multiplies the coded answers' error.
 
         ||fhat_E - f_E|| <= amplification * ||f_C - B[C, :] f||,
         amplification = sigma_max(B[C, E]^+) = 1 / sigma_min(B[C, E])
 
     Args:
-        rows: Coding weights B, shape (M, N), a code.
+        rows: Coding weights B of a code, shape (M, N).
         missing: The missing experts E.
         coded: The coded models C that answer, at least as many.
 
     Returns:
-        The factor, a Euclidean norm over the missing experts; 1 / beta_i for one of each.
+        The factor, in the Euclidean norm over the missing experts; 1 / beta_i for one of each.
     """
     part = np.array([[rows[c][i] for i in missing] for c in coded])
     return float(1 / np.linalg.svd(part, compute_uv=False)[-1])
@@ -104,14 +104,14 @@ def amplification(rows: Rows, missing: Sequence[int], coded: Sequence[int]) -> f
 def worst_amplification(rows: Rows) -> float:
     """Return the largest amplification over all ways to lose at most M of the N + M networks.
 
-    It is reached where just as many coded models answer as experts are missing: one more answer
-    never lowers sigma_min.
+    It occurs where as many coded models answer as experts are missing: one more answer never
+    lowers sigma_min.
 
     Args:
         rows: Coding weights, shape (M, N).
 
     Returns:
-        The maximum of 1 / sigma_min over every square part of every order; infinite if one is
+        The maximum of 1 / sigma_min over all square submatrices of every order; infinite if one is
         exactly singular.
     """
     least = min(value for value, _ in _least_by_order(rows))
@@ -126,8 +126,8 @@ def singular_part(rows: Rows) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         rows: Coding weights, shape (M, N), positive.
 
     Returns:
-        The coded models and the missing experts of the most singular part of the smallest order
-        that has one; None if every part of every order from 2 on is invertible.
+        The coded models and the missing experts of the most singular submatrix, of the smallest
+        order that has one; None if all submatrices of order 2 or more are invertible.
     """
     for value, part in _least_by_order(rows):
         if len(part[0]) > 1 and value < SINGULAR:
@@ -138,7 +138,7 @@ def singular_part(rows: Rows) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 def _least_by_order(
     rows: Rows,
 ) -> Iterator[tuple[float, tuple[tuple[int, ...], tuple[int, ...]]]]:
-    """For each order yield the least sigma_min and the part that has it."""
+    """Yield the smallest sigma_min of each order and the submatrix that has it."""
     betas = np.array(rows)
     coded, experts = betas.shape
     for order in range(1, min(coded, experts) + 1):

@@ -1,4 +1,4 @@
-"""Coding weights: valid, or refused with the reason."""
+"""Coding weights: their forms and their validation."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import TypeAlias
 Rows: TypeAlias = tuple[tuple[float, ...], ...]
 """Coding weights of M coded models for N experts, shape (M, N)."""
 Betas: TypeAlias = Sequence[float] | Sequence[Sequence[float]]
-"""Coding weights as people write them: shape (N,) for one coded model, (M, N) for several."""
+"""Coding weights as the user writes them: shape (N,) for one coded model, (M, N) for several."""
 
 
 def rows_of(betas: Betas) -> Rows:
@@ -38,7 +38,7 @@ def rows_of(betas: Betas) -> Rows:
 
 
 def written(rows: Rows) -> list[float] | list[list[float]]:
-    """Return a matrix of coding weights as people write it: flat for one coded model.
+    """Return coding weights as the user writes them: a flat list for one coded model.
 
     Args:
         rows: Shape (M, N).
@@ -50,16 +50,16 @@ def written(rows: Rows) -> list[float] | list[list[float]]:
 
 
 def check_betas(betas: Betas, experts: int) -> None:
-    """Check coding weights against the number of experts, each row by itself.
+    """Check each row of coding weights against the number of experts.
 
-    Whether several rows form a code is checked by `coin_hf.erasure.amplification.check_code`.
+    `coin_hf.erasure.amplification.check_code` checks whether several rows form a code.
 
     Args:
         betas: Coding weights, shape (N,) or (M, N).
         experts: N.
 
     Raises:
-        ValueError: If there are not N in a row, one is not positive, or a row does not sum to 1.
+        ValueError: If a row does not have N values, one is not positive, or a row does not sum to 1.
     """
     rows = rows_of(betas)
     for number, row in enumerate(rows):

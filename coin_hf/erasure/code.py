@@ -1,4 +1,4 @@
-"""The erasure code: M coded answers and the answers that came give up to M missing ones."""
+"""The erasure code: M coded answers recover up to M missing ones."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ class ErasureCode:
         encode   f_c     = sum_i beta_ci f_i                        for each coded model c
         decode   fhat_E  = argmin sum_c w_c || f_c - sum_i beta_ci f_i ||^2  over the missing f_E
 
-    where the sum goes over the coded models that answered. With as many of them as missing
+    where the sum over c runs over the coded models that answered. With as many of them as missing
     experts it is the exact solution of a square system; for one of each,
-    fhat_i = (f_c - sum_{j != i} beta_j f_j) / beta_i. With more, it is weighted least squares,
-    w_c = 1 / (coding loss of c): an answer known to be poor counts less. With exact f_c every
-    decoding is exact; the error of approximate ones is multiplied by at most `amplification`.
+    fhat_i = (f_c - sum_{j != i} beta_j f_j) / beta_i. With more, it is weighted least squares with
+    w_c = 1 / (coding loss of c): a less accurate answer counts less. With exact f_c decoding is
+    exact; the error of approximate ones is multiplied by at most `amplification`.
     Sources: arXiv:2409.01420, eqs. (1)-(3), for M = 1.
 
     Example:
@@ -35,16 +35,16 @@ class ErasureCode:
     """
 
     def __init__(self, betas: Betas, *, losses: Sequence[float] | None = None) -> None:
-        """Take the coding weights; warn where they amplify errors 1000 times or more.
+        """Set the coding weights; warn if they amplify errors 1000 times or more.
 
         Args:
             betas: Shape (N,) for one coded model or (M, N), N >= 2, positive, each row summing to
-                1 (within 1e-6; kept as given), every square part invertible.
-            losses: Measured coding loss of each coded model, shape (M,), not negative, all in one
-                unit; None where they are not known, then all weigh the same.
+                1 (within 1e-6; kept as given), every square submatrix invertible.
+            losses: Measured coding loss of each coded model, shape (M,), not negative, all in the
+                same unit; None if unknown: all have equal weight.
 
         Raises:
-            ValueError: If the betas are not such, or the losses are not M such numbers.
+            ValueError: If the betas or the losses are not valid.
         """
         self.rows = rows_of(betas)
         """Coding weights, shape (M, N)."""
@@ -84,7 +84,7 @@ class ErasureCode:
 
     @property
     def betas(self) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-        """The coding weights as one writes them: shape (N,) for M = 1, else (M, N)."""
+        """The coding weights as the user writes them: shape (N,) for M = 1, else (M, N)."""
         return self.rows[0] if self.num_coded == 1 else self.rows
 
     def __repr__(self) -> str:
@@ -94,18 +94,18 @@ class ErasureCode:
     def amplification(
         self, missing: int | Sequence[int], coded: Sequence[int] | None = None
     ) -> float:
-        """Return sigma_max of the inverse that decoding applies: the largest growth of an error.
+        """Return sigma_max of the betas' pseudo-inverse: how much decoding can amplify an error.
 
         Args:
-            missing: Number of the missing expert, or numbers of several.
-            coded: Numbers of the coded models that answer; by default all.
+            missing: Index of the missing expert, or indices of several.
+            coded: Indices of the coded models that answer; by default all.
 
         Returns:
-            1 / sigma_min of the betas of those coded models for those experts, a Euclidean norm
-            over the experts; 1 / beta_i for one of each.
+            1 / sigma_min of the betas of those coded models for those experts, in the Euclidean
+            norm over the experts; 1 / beta_i for one of each.
 
         Raises:
-            ValueError: If a number is out of range, or fewer coded models answer than experts are
+            ValueError: If an index is out of range, or fewer coded models answer than experts are
                 missing.
         """
         lost = _numbers([missing] if isinstance(missing, int) else missing)
@@ -126,13 +126,13 @@ class ErasureCode:
         return worst_amplification(self.rows)
 
     def encode(self, outputs: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Code the experts' answers.
+        """Encode the experts' answers.
 
         Args:
             outputs: N tensors of equal shape, such as logits (B, K), in the experts' order.
 
         Returns:
-            `{c: sum_i beta_ci f_i}`: coded answers by the number of their coded model.
+            `{c: sum_i beta_ci f_i}`: coded answers by index of the coded model.
 
         Raises:
             ValueError: If there are not N outputs.
@@ -151,17 +151,17 @@ class ErasureCode:
         """Compute the missing answers, on the tensors' device, in float32 or wider.
 
         Args:
-            experts: The answers that came, by expert number, tensors of equal shape (B, K).
-            coded: The coded answers that came, by the number of their coded model, of that shape;
-                may be empty when nothing is missing.
+            experts: The available answers by expert index, tensors of equal shape (B, K).
+            coded: The available coded answers by index of the coded model, same shape; may be
+                empty when nothing is missing.
 
         Returns:
-            The missing answers by expert number, in the answers' dtype; empty when none is
+            The missing answers by expert index, in the answers' dtype; empty when none is
             missing.
 
         Raises:
-            ValueError: If a number is out of range, shapes differ, or fewer coded answers came
-                than experts are missing.
+            ValueError: If an index is out of range, shapes differ, or there are fewer coded answers
+                than missing experts.
         """
         missing = tuple(i for i in range(self.num_experts) if i not in experts)
         there = _numbers(coded)
@@ -186,22 +186,22 @@ class ErasureCode:
         }
 
     def residual(self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> Tensor:
-        """Check complete answers against the coded ones: large where an answer is corrupted.
+        """Return the parity residual of complete answers: large where an answer is corrupted.
 
             r^2 = mean over c of ||f_c - sum_i beta_ci f_i||^2 / (coding loss of c)
 
-        It notices a corrupted answer and does not say whose it is. On answers as good as those
-        on which the losses were measured, r^2 is 1 on average.
+        It detects a corrupted answer but does not locate it. On answers as accurate as those on
+        which the losses were measured, r^2 is 1 on average.
 
         Args:
-            experts: The answers of all N experts by number, tensors of equal shape (B, K).
-            coded: At least one coded answer by number, of that shape.
+            experts: The answers of all N experts by index, tensors of equal shape (B, K).
+            coded: At least one coded answer by index, same shape.
 
         Returns:
             r, shape (B,), in float32 or wider; in units of logits where the losses are unknown.
 
         Raises:
-            ValueError: If an expert's answer is missing, no coded one came, a number is out of
+            ValueError: If an expert's answer is missing, there is no coded one, an index is out of
                 range or shapes differ.
         """
         there = _numbers(coded)
@@ -221,16 +221,16 @@ class ErasureCode:
         return (total / len(there)).sqrt()
 
     def _rest(self, c: int, experts: Mapping[int, Tensor], answer: Tensor) -> Tensor:
-        """Return f_c - sum beta_ci f_i over the experts that came: what the missing ones add."""
+        """Return f_c - sum beta_ci f_i over the available experts: the missing ones' share."""
         if not experts:
             return _wide(answer)
         return _wide(answer) - _weighted_sum(experts, self.rows[c])
 
-    @torch.compiler.assume_constant_result  # numbers that depend on the pattern alone
+    @torch.compiler.assume_constant_result  # depends on the pattern alone
     def _decoder(
         self, missing: tuple[int, ...], there: tuple[int, ...]
     ) -> tuple[tuple[float, ...], ...]:
-        """Return the matrix from the coded models' rests to the missing answers, in float64.
+        """Return the float64 matrix from the coded models' remainders to the missing answers.
 
         (W^1/2 A)^+ W^1/2 with A = B[C, E]; the inverse of A where it is square.
         """
@@ -243,7 +243,7 @@ class ErasureCode:
         return tuple(tuple(row) for row in solved.tolist())
 
     def _root_weight(self, c: int) -> float:
-        """Return 1 / sqrt(coding loss), relative to the worst; bounded, a loss may be 0."""
+        """Return 1 / sqrt(coding loss), relative to the worst; bounded, since a loss may be 0."""
         if self.losses is None or max(self.losses) == 0:
             return 1.0
         return float((max(self.losses) / max(self.losses[c], 1e-12 * max(self.losses))) ** 0.5)
@@ -265,7 +265,7 @@ def _numbers(answers: Mapping[int, Tensor] | Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_shapes(experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> None:
-    """Refuse answers of different shapes, which would be broadcast to something wrong."""
+    """Reject answers of different shapes: broadcasting would give a wrong result."""
     expected = next(iter(coded.values())).shape
     for what, answers in (("expert", experts), ("coded model", coded)):
         for number, answer in answers.items():
@@ -277,14 +277,14 @@ def _check_shapes(experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) ->
 
 
 def _wide(output: Tensor) -> Tensor:
-    """Widen half precision: decoding would amplify its rounding at every step."""
+    """Widen half precision: decoding would amplify its rounding errors."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _weighted_sum(
     outputs: Mapping[int, Tensor], weights: Sequence[float] | Mapping[int, float]
 ) -> Tensor:
-    """Sum w_i f_i over the answers present, in their order, in float32 or better."""
+    """Return sum w_i f_i over the given answers, by ascending index, in float32 or wider."""
     first, *rest = sorted(outputs)
     total = weights[first] * _wide(outputs[first])
     for i in rest:

@@ -1,4 +1,4 @@
-"""Coding weights for N experts and M coded models that amplify errors little."""
+"""Design coding weights of low error amplification for N experts and M coded models."""
 
 import math
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from coin_hf.erasure.betas import Rows
 
 Matrix = NDArray[np.floating[Any]]
 STEPS, STARTS, RATE = 400, 12, 0.05
-"""Of the descent: steps from each start, random starts beside the Vandermonde one, first step."""
+"""Gradient descent: steps per start, random starts, initial learning rate."""
 DIGITS = 4
-"""Decimals that designed betas keep, so that they can be read and typed."""
+"""Decimals of designed betas, few enough to read and type."""
 
 
 @lru_cache(maxsize=64)
 def design(experts: int, coded: int) -> Rows:
-    """Propose coding weights whose worst amplification is small.
+    """Design coding weights with a small worst amplification.
 
-    For one coded model equal weights are best. For more, gradient descent from the best
+    For one coded model equal weights are optimal. For more, gradient descent from the best
     normalised Vandermonde matrix and from seeded random ones minimises a soft maximum of
-    -log sigma_min over all square parts (see `coin_hf.erasure.amplification`), over matrices with
-    positive rows that sum to 1. The best one met is rounded to four decimals and kept if it beats
-    the Vandermonde matrix. The same arguments always give the same weights.
+    -log sigma_min over all square submatrices (see `coin_hf.erasure.amplification`), over matrices
+    with positive rows that sum to 1. The best one found is rounded to four decimals and kept if it
+    beats the Vandermonde matrix. The result is deterministic.
 
     Args:
         experts: N >= 2.
@@ -52,7 +52,7 @@ def design(experts: int, coded: int) -> Rows:
     rng = np.random.default_rng(0)
     starts = [np.array(fallback), *rng.dirichlet(np.ones(experts), size=(STARTS, coded)) + 0.01]
     found = [fallback, *(_rounded(_canonical(_descend(start))) for start in starts)]
-    return min(found, key=worst_amplification)  # the first of equals, so never worse
+    return min(found, key=worst_amplification)  # ties go to the first, so never worse
 
 
 @lru_cache(maxsize=64)
@@ -61,15 +61,15 @@ def vandermonde(experts: int, coded: int) -> Rows:
 
         B[m, i] = x_i^m / sum_j x_j^m,   0 < x_0 < ... < x_{N-1}
 
-    It is a code for any such nodes. Tried are x = 1 ... N, and geometric, equally spaced and
-    Chebyshev nodes from 1 to each of about 100 largest nodes or ratios.
+    Any such nodes give a code. The candidates are x = 1 ... N, and geometric, equally spaced and
+    Chebyshev nodes from 1, for each of about 100 largest nodes or ratios.
 
     Args:
         experts: N.
         coded: M.
 
     Returns:
-        Shape (M, N), the one with the least worst amplification.
+        Shape (M, N), the candidate with the smallest worst amplification.
     """
     powers = np.arange(coded)[:, None]
     tried = (_normalised(nodes**powers) for nodes in _nodes(experts))
@@ -100,7 +100,7 @@ def _descend(start: Matrix) -> Matrix:
     best, least = start, math.inf
     for step in range(STEPS):
         betas = _normalised(np.exp(logs))
-        sharpness = 4 * 25 ** (step / STEPS)  # the soft maximum tends to the maximum: 4 ... 100
+        sharpness = 4 * 25 ** (step / STEPS)  # 4 ... 100: the soft maximum tends to the maximum
         worst, gradient = _soft_worst(betas, parts, sharpness)
         if worst < least:
             best, least = betas, worst
@@ -115,7 +115,7 @@ def _descend(start: Matrix) -> Matrix:
 def _soft_worst(
     betas: Matrix, parts: list[tuple[NDArray[np.intp], NDArray[np.intp]]], sharpness: float
 ) -> tuple[float, Matrix]:
-    """Return log of the worst amplification, and the gradient of its soft maximum.
+    """Return the log of the worst amplification and the gradient of its soft maximum.
 
     d(-log sigma_min) = -u v^T / sigma_min, with the last singular vectors u, v.
     """
@@ -137,13 +137,13 @@ def _normalised(matrix: Matrix) -> Matrix:
 
 
 def _canonical(betas: Matrix) -> Matrix:
-    """Order columns and rows: a permuted code is the same code."""
+    """Sort columns and rows: a permuted code is the same code."""
     betas = betas[:, np.lexsort(-betas[::-1])]
     return betas[np.lexsort(-betas.T[::-1])]
 
 
 def _rounded(betas: Matrix) -> Rows:
-    """Round to `DIGITS` decimals, the largest of each row taking up what is left over."""
+    """Round to `DIGITS` decimals; the largest entry of each row absorbs the remainder."""
     rounded = np.maximum(np.round(betas, DIGITS), 10.0**-DIGITS)
     for row in rounded:
         row[row.argmax()] += 1 - row.sum()

@@ -1,11 +1,11 @@
-"""Which sets of experts are taken as missing when a code is measured."""
+"""Choose the sets of missing experts on which a code is measured."""
 
 from itertools import chain, combinations
 
 import numpy as np
 
 LIMIT = 256
-"""At most this many patterns are measured; beyond, a sample of them."""
+"""Most patterns to measure; of more, a random sample is taken."""
 
 
 def erasure_patterns(
@@ -15,12 +15,12 @@ def erasure_patterns(
 
     Args:
         experts: N.
-        most: Up to how many are missing: M.
-        limit: At most this many patterns; all single ones come first in any case.
-        seed: Seed of the draw among the others where there are more.
+        most: Most experts missing at once: M.
+        limit: Most patterns to return; all single ones are always included.
+        seed: Seed of the draw among the others if there are more.
 
     Returns:
-        The patterns, each ascending, and how many there are in all.
+        The patterns, each ascending, and the total number of patterns.
 
     Example:
         >>> erasure_patterns(3, 2)

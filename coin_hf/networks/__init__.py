@@ -1,1 +1,1 @@
-"""How a network is run: its inputs, its logits, its linear maps, by how many processes."""
+"""Run a network: inputs, logits, linear maps, and sharing the work among processes."""

@@ -6,8 +6,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-FILLING = (Tensor.uniform_, Tensor.normal_)
-"""What the functions of `torch.nn.init` draw by."""
+FILLING = {
+    Tensor.uniform_,
+    Tensor.normal_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.kaiming_uniform_,
+}
+"""How parameters are drawn: `torch.nn.init` hands three of its functions over as a whole, the
+others end in the first two."""
 
 
 class Unfilled(TorchFunctionMode):
@@ -26,6 +33,9 @@ class Unfilled(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Return a parameter as it is where it would be filled at random."""
-        if func in FILLING and isinstance(args[0], nn.Parameter):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in FILLING:
+            filled = args[0] if args else kwargs["tensor"]
+            if isinstance(filled, nn.Parameter):
+                return filled
+        return func(*args, **kwargs)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
-"""Of shape (P, ...), each tensor of a mapping: images, or what a tokenizer returns."""
+"""Tensors of shape (P, ...): images, or the mapping that a tokenizer returns."""
 
 
 def count(inputs: Inputs) -> int:
@@ -30,7 +30,7 @@ def take(inputs: Inputs, index: Any) -> Any:
         index: A slice, a list of positions, or a tensor of positions or of booleans.
 
     Returns:
-        The selected inputs, a tensor or a dict of tensors as `inputs`.
+        The selected inputs, a tensor or a dict of tensors like `inputs`.
     """
     if isinstance(inputs, Mapping):
         return {name: value[index] for name, value in inputs.items()}
@@ -38,11 +38,11 @@ def take(inputs: Inputs, index: Any) -> Any:
 
 
 def batches(inputs: Inputs, size: int) -> Iterator[Any]:
-    """Cut inputs into batches.
+    """Split inputs into batches.
 
     Args:
         inputs: Shape (P, ...).
-        size: Inputs in a batch; the last may have fewer.
+        size: Inputs per batch; the last may have fewer.
 
     Yields:
         The batches, in order.
@@ -52,7 +52,7 @@ def batches(inputs: Inputs, size: int) -> Iterator[Any]:
 
 
 def stack(single: Sequence[Any]) -> Any:
-    """Put single inputs together.
+    """Stack single inputs into a batch.
 
     Args:
         single: At least one, each of shape (...), a tensor or a mapping of tensors.
@@ -66,7 +66,7 @@ def stack(single: Sequence[Any]) -> Any:
 
 
 def concatenate(parts: Sequence[Any]) -> Any:
-    """Join inputs along their first axis; each part must have the same tensors.
+    """Concatenate inputs along their first axis; all parts must have the same keys.
 
     Args:
         parts: At least one.
@@ -84,7 +84,7 @@ def repeat_first(inputs: Inputs, times: int) -> Any:
 
     Args:
         inputs: Shape (P, ...).
-        times: How often.
+        times: Number of copies.
 
     Returns:
         Shape (times, ...).
@@ -95,14 +95,14 @@ def repeat_first(inputs: Inputs, times: int) -> Any:
 
 
 def to_device(inputs: Inputs, device: torch.device | str) -> Any:
-    """Move inputs to a device; their dtypes stay.
+    """Move inputs to a device, keeping their dtypes.
 
     Args:
         inputs: Shape (P, ...).
-        device: Where to.
+        device: The target device.
 
     Returns:
-        The inputs there.
+        The inputs on that device.
     """
     if isinstance(inputs, Mapping):
         return {name: to_device(value, device) for name, value in inputs.items()}
@@ -110,11 +110,11 @@ def to_device(inputs: Inputs, device: torch.device | str) -> Any:
 
 
 def cast(inputs: Inputs, dtype: torch.dtype) -> Any:
-    """Cast floating inputs; integers (tokens) and booleans (masks) stay as they are.
+    """Cast floating-point inputs; leave integers (tokens) and booleans (masks) unchanged.
 
     Args:
         inputs: Shape (P, ...).
-        dtype: A floating dtype.
+        dtype: A floating-point dtype.
 
     Returns:
         The inputs in that dtype.
@@ -125,7 +125,7 @@ def cast(inputs: Inputs, dtype: torch.dtype) -> Any:
 
 
 def fit_to(inputs: Inputs, model: nn.Module) -> Any:
-    """Move inputs to a network's device and cast floating ones to its dtype.
+    """Move inputs to a network's device and cast floating-point ones to its dtype.
 
     Args:
         inputs: Shape (P, ...).

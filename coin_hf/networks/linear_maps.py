@@ -1,8 +1,8 @@
-"""The linear maps of a network: one way to read, find and intercept them.
+"""Read, find and intercept the linear maps of a network.
 
 A network applies a linear map through a torch function: `F.linear`, a convolution, `torch.addmm` or
-`matmul` (transformers' `Conv1D`). Working on functions instead of on modules makes every module,
-subclass and functional use that ends in one of these calls a case of the same mechanism.
+`matmul` (transformers' `Conv1D`). Intercepting functions instead of modules covers every module,
+subclass and functional use that ends in one of these calls.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from coin_hf.networks.patches import patches
 
 
 class Convolution(NamedTuple):
-    """Settings of a convolution, as its function takes them."""
+    """Settings of a convolution, in the order of its function's arguments."""
 
     stride: Any = 1
     padding: Any = 0
@@ -33,19 +33,19 @@ class LinearMap:
     function: Callable[..., Tensor]
     """The torch function that was called."""
     input: Tensor
-    """What the map is applied to, shape (B, ...)."""
+    """The map's input, shape (B, ...)."""
     weight: Tensor
     bias: Tensor | None = None
     transposed: bool = False
     """Whether the weight is stored as (inputs, outputs), as `addmm` and `matmul` take it."""
     convolution: Convolution | None = None
     name: str = ""
-    """Name of the weight among the network's parameters, where `Intercept` found it."""
+    """Parameter name of the weight, set by `Intercept`."""
     bias_name: str | None = None
-    """Name of the bias; None where there is none, or it is computed from parameters."""
+    """Parameter name of the bias; None if there is none or it is computed from parameters."""
 
     def __call__(self) -> Tensor:
-        """Compute the output, with the parameters as they are now."""
+        """Compute the output with the current parameters."""
         if self.convolution is not None:
             return self.function(self.input, self.weight, self.bias, *self.convolution)
         if self.function is torch.addmm and self.bias is not None:
@@ -76,10 +76,10 @@ class LinearMap:
         return weight.t() if self.transposed else weight.flatten(1)
 
     def rows(self, part: Tensor) -> Tensor:
-        """Write inputs as the rows x that W multiplies: tokens, or patches of a convolution.
+        """Return inputs as the rows x that W multiplies: tokens, or patches of a convolution.
 
         Args:
-            part: Some of `input` along its first axis.
+            part: A part of `input` along its first axis.
 
         Returns:
             Shape (n, inputs).
@@ -91,10 +91,10 @@ class LinearMap:
         return patches(part, kernel, stride, padding, dilation).flatten(0, 1)
 
     def flat(self, output: Tensor) -> Tensor:
-        """Write outputs as rows, one for each of `rows`.
+        """Return outputs as rows, one for each of `rows`.
 
         Args:
-            output: What the map gives for some of its input.
+            output: The map's output for a part of its input.
 
         Returns:
             Shape (n, outputs).
@@ -125,7 +125,7 @@ def _matmul(function: Any, input: Any, other: Any) -> LinearMap | None:
 def _convolve(
     function: Any, input: Tensor, weight: Tensor, bias: Any = None, *settings: Any, **named: Any
 ) -> LinearMap | None:
-    if input.dim() != weight.dim():  # one sample without an axis of samples
+    if input.dim() != weight.dim():  # one sample without a batch axis
         return None
     convolution = Convolution(*settings, **named)
     return LinearMap(function, input, weight, bias, convolution=convolution)
@@ -137,33 +137,33 @@ READERS: dict[Any, Callable[..., LinearMap | None]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm), _matmul),
     **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _convolve),
 }
-"""How the arguments of each function are read."""
+"""Torch function -> reader of its arguments."""
 
 
 def read(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> LinearMap | None:
     """Read a call of a torch function as a linear map.
 
     Args:
-        function: What was called.
+        function: The function that was called.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
 
     Returns:
-        The map; None where the call is none.
+        The map; None if the call is not a linear map.
     """
     reader = READERS.get(function)
     return None if reader is None else reader(function, *args, **kwargs)
 
 
 class Intercept(TorchFunctionMode):
-    """Hands every dense linear map by a network's own parameters to `handle`.
+    """Pass every dense linear map by a network's own weights to `handle`.
 
-    Weights that are computed from parameters, and grouped convolutions, are left alone. A bias that
-    is computed has no name: see `LinearMap.owned`.
+    Weights computed from parameters, and grouped convolutions, are left alone. A computed bias has
+    no name: see `LinearMap.owned`.
 
     Args:
         model: The network.
-        handle: Takes the map; returns its output, or None to let it run.
+        handle: Takes the map; returns its output, or None to run it as usual.
     """
 
     def __init__(self, model: nn.Module, handle: Callable[[LinearMap], Tensor | None]) -> None:

@@ -1,4 +1,4 @@
-"""Raw logits of a classifier, whatever it returns them in."""
+"""Raw logits of a classifier, from whichever output type it returns."""
 
 from collections.abc import Mapping
 
@@ -44,14 +44,13 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 def logits_of(
     model: nn.Module, inputs: Inputs, *, batch_size: int, processes: Processes = ALONE
 ) -> Tensor:
-    """Run a network over all inputs, the batches shared out among the processes.
+    """Run a network on all inputs, the batches distributed over the processes.
 
     Args:
         model: A classifier in eval mode.
         inputs: Shape (P, ...), a tensor or a mapping of tensors.
-        batch_size: Inputs in one forward pass; what a batch holds does not depend on the number
-            of processes.
-        processes: Who shares the batches out.
+        batch_size: Inputs per forward pass; the batches do not depend on the number of processes.
+        processes: The processes that share the batches.
 
     Returns:
         Logits of shape (P, K) on the CPU, the same in every process.

@@ -1,4 +1,4 @@
-"""Matrix products by the faster of the two libraries that torch carries on a CPU."""
+"""Matrix products by the faster of torch's two CPU libraries."""
 
 from functools import cache
 
@@ -10,16 +10,16 @@ from torch import Tensor
 def product(rows: Tensor, weight: Tensor) -> Tensor:
     """Multiply rows by a transposed matrix, as F.linear does.
 
-    On a CPU torch's own products go to MKL, which keeps its widest instructions for Intel; oneDNN,
-    which its convolutions go to, takes whatever the CPU has: from a little faster to more than
-    twice as fast on AMD's.
+    On a CPU torch's own products use MKL, which reserves its widest instructions for Intel. oneDNN,
+    which torch's convolutions use, takes the widest the CPU has: on AMD it is slightly to more than
+    twice as fast.
 
     Args:
         rows: Shape (..., n).
-        weight: Shape (m, n), in either order of memory.
+        weight: Shape (m, n), in either memory order.
 
     Returns:
-        Shape (..., m), of a new tensor.
+        A new tensor of shape (..., m).
     """
     single = rows.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if single and rows.device.type == "cpu" and rows.numel() and _has_onednn():
@@ -28,13 +28,13 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:
-    """Call the product that torch's compiler makes of F.linear; torch offers no other name."""
+    """Call the operator that torch's compiler uses for F.linear; torch has no public name for it."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 
 @cache
 def _has_onednn() -> bool:
-    """Whether that name exists and means what it did: tried once, on a product that is known."""
+    """Whether the operator exists and works as expected: tested once, on a known product."""
     rows, weight = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     try:
         return torch.equal(_by_onednn(rows, weight), weight.t())

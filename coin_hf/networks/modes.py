@@ -1,4 +1,4 @@
-"""Training modes and gradient flags of a network, given back as they were."""
+"""Save and restore a network's training modes and gradient flags."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[nn.Module]:
-    """Restore each module's training mode and each parameter's `requires_grad` at the end.
+    """Restore each module's training mode and each parameter's `requires_grad` on exit.
 
     Args:
         model: The network.
@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """Run a network in eval mode: fixed BatchNorm statistics, no dropout.
 
     Args:
-        model: The network; its modes come back at the end.
+        model: The network; its modes are restored on exit.
 
     Yields:
         The same network.

@@ -1,4 +1,4 @@
-"""Patches of a convolution's input (im2col), for any number of axes."""
+"""Patches of a convolution's input (im2col), for any number of spatial axes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ def patches(
     """Gather the patch of each output position.
 
     Args:
-        inputs: Shape (B, C, *space), n axes of space.
-        kernel: Extents of the kernel, n of them.
-        stride: Of the convolution, one number or n.
-        padding: Of the convolution, one number or n or "same" or "valid".
-        dilation: Of the convolution, one number or n.
+        inputs: Shape (B, C, *space), n spatial axes.
+        kernel: Extents of the kernel, n numbers.
+        stride: Stride of the convolution, one number or n.
+        padding: Padding of the convolution, one number or n, or "same" or "valid".
+        dilation: Dilation of the convolution, one number or n.
 
     Returns:
         Shape (B, T, C * taps): T output positions, channels before taps as in a weight.
@@ -47,10 +47,10 @@ def patches(
 
 
 def as_tuple(value: Any, n: int) -> tuple[int, ...]:
-    """Return a setting of a convolution for each of its axes.
+    """Expand a convolution setting to one number per axis.
 
     Args:
-        value: One number for all axes, or one each.
+        value: One number for all axes, or one per axis.
         n: Number of axes.
 
     Returns:
@@ -61,10 +61,10 @@ def as_tuple(value: Any, n: int) -> tuple[int, ...]:
 
 
 def _pads(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> list[int]:
-    """Padding of each axis, last axis first, as F.pad wants it."""
+    """Return the padding of each axis, last axis first, as F.pad expects it."""
     if padding == "valid":
         sides = [(0, 0) for _ in kernel]
-    elif padding == "same":  # what cannot be halved goes to the end, as in torch
+    elif padding == "same":  # an odd one goes to the end, as in torch
         totals = [d * (k - 1) for k, d in zip(kernel, dilations, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]
     else:

@@ -1,4 +1,4 @@
-"""The processes that share a computation: each one's part of the work, and sums over all."""
+"""Share a computation among processes: each one's part of the work, and sums over all."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ Items = TypeVar("Items", bound=Sequence[Any] | Tensor)
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that share a computation; by default it is alone.
+    """This process among those that share a computation; by default it is the only one.
 
-    With `accelerate.Accelerator` each process takes every n-th item, keeps sums instead of means,
-    and adds them up at the end. Nothing is padded, so no item counts twice.
+    With an `accelerate.Accelerator`, each of n processes takes every n-th item and keeps sums
+    instead of means, which are added at the end. Nothing is padded, so no item counts twice.
     """
 
     rank: int = 0
-    """Number of this process, from 0."""
+    """Index of this process, from 0."""
     world: int = 1
     """Number of processes."""
     accelerator: Any = None
@@ -52,10 +52,10 @@ class Processes:
         Returns:
             The items of `part`.
         """
-        return items[self.part]  # type: ignore[return-value]  # a slice of its kind
+        return items[self.part]  # type: ignore[return-value]  # a slice has the same type
 
     def sum(self, value: Tensor) -> Tensor:
-        """Add up a tensor over the processes.
+        """Sum a tensor over the processes.
 
         Args:
             value: This process's part, on its device.
@@ -66,17 +66,17 @@ class Processes:
         return value if self.world == 1 else self.accelerator.reduce(value, "sum")
 
     def gather(self, parts: list[Any]) -> list[Any]:
-        """Collect lists of objects.
+        """Concatenate lists of objects over the processes.
 
         Args:
             parts: This process's list.
 
         Returns:
-            The lists of all processes, one after the other, the same in every process.
+            The joined list, the same in every process.
         """
         if self.world == 1:
             return parts
-        from accelerate.utils import gather_object  # the numeric core does without accelerate
+        from accelerate.utils import gather_object  # the numeric core runs without accelerate
 
         return list(gather_object(parts))
 
@@ -92,11 +92,11 @@ class Processes:
         """Make a progress bar on stderr.
 
         Args:
-            title: What it says.
+            title: Its label.
             show: Whether to show it; only the main process does.
-            unit: What it counts.
-            total: How many there are, if known.
-            of: What to iterate over.
+            unit: Unit of the count.
+            total: Total count, if known.
+            of: Iterable to wrap.
 
         Returns:
             A `tqdm` bar.

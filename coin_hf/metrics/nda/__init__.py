@@ -1,4 +1,4 @@
-"""Normalized decoding accuracy, importable as a class as well as by `evaluate.load`."""
+"""Normalized decoding accuracy, as a class and through `evaluate.load`."""
 
 from coin_hf.metrics.nda.nda import NDA, nda
 

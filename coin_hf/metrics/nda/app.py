@@ -1,4 +1,4 @@
-"""The metric's Space: a form in which to try it."""
+"""The metric's Space: a form to try it out."""
 
 import evaluate
 from evaluate.utils import launch_gradio_widget

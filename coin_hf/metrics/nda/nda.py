@@ -7,12 +7,12 @@ import evaluate
 import numpy as np
 
 _DESCRIPTION = """
-Normalized decoding accuracy (NDA) says how much of a classifier's accuracy is kept when its answer
-is not its own but decoded from a coded model and the other classifiers' answers:
+Normalized decoding accuracy (NDA) measures how much of a classifier's accuracy is kept when its
+answer is decoded from a coded model and the other classifiers' answers:
 
     NDA = 100 * #{decoded prediction = reference} / #{expert's own prediction = reference}
 
-In percent; 100 means that nothing is lost, and it may lie above 100.
+In percent; 100 means that nothing is lost. It can exceed 100.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -44,7 +44,7 @@ _CITATION = """
 
 
 def nda(predictions: Any, references: Any, expert_predictions: Any) -> dict[str, float]:
-    """Compute NDA and the accuracies it is made of.
+    """Compute NDA and its component accuracies.
 
     Args:
         predictions: Classes predicted from the decoded outputs, shape (n,).

@@ -149,7 +149,7 @@ def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, run: RunContext) -> Calibration:
-    """Calibrate a re-coded ensemble on its recorded samples."""
+    """Calibrate a re-coded ensemble on the samples that the recipe draws."""
     experts = ensemble.experts or ()
     samples = draw(recipe, experts[0], run)
     return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)

@@ -29,10 +29,10 @@ app = typer.Typer(
 PLACE_REFUSED = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM
 )  # fmt: skip
-"""What the system says where caches, downloads or data cannot be written."""
+"""Error codes for caches, downloads or data that cannot be written."""
 
 GRACE = 3.0
-"""Seconds for which a process that fails lets another one speak first."""
+"""Seconds that a failing process waits for another one to report first."""
 
 
 def _show_version(asked: bool) -> None:
@@ -46,11 +46,11 @@ def _options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_show_version, is_eager=True, help="Print the version and stop."
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
-    """Options of the program itself."""
+    """Global options."""
 
 
 COMMANDS = (
@@ -67,7 +67,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
-app.command("code", hidden=True)(codes.design)  # the name it had before
+app.command("code", hidden=True)(codes.design)  # its former name
 
 
 def main() -> None:
@@ -81,8 +81,8 @@ def main() -> None:
         raise
     except InputError as error:
         if not speaks():
-            # What goes wrong in all processes is said by the main one, whose end ends this one
-            # too. What goes wrong here alone is said here.
+            # The main process reports an error of all processes, and its end ends this one. An
+            # error of this process alone is reported here.
             time.sleep(GRACE)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -101,9 +101,9 @@ def main() -> None:
 def _leave_group() -> None:
     """Close the connections to the other processes.
 
-    Their threads must end before the interpreter does: now and then it aborts on one that runs.
+    Their threads must end before the interpreter, which occasionally aborts on a running one.
     """
-    distributed = sys.modules.get("torch.distributed")  # not there: the command needed no torch
+    distributed = sys.modules.get("torch.distributed")  # None: the command needed no torch
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 

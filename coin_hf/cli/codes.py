@@ -1,4 +1,4 @@
-"""The commands for erasure codes, Fishers and re-coding."""
+"""Commands for erasure codes, Fishers and re-coding."""
 
 import sys
 import tempfile
@@ -13,7 +13,7 @@ from coin_hf.errors import InputError
 
 Betas = Annotated[
     list[str],
-    typer.Option(metavar="NUMBERS", help="One weight for each expert; once for each coded model."),
+    typer.Option(metavar="NUMBERS", help="One weight per expert; repeat for each coded model."),
 ]
 
 
@@ -23,7 +23,7 @@ def design(
     betas: Betas = [],  # noqa: B006  # typer reads it, nothing changes it
     as_json: AsJson = False,
 ) -> None:
-    """Design an erasure code, or look at one: its betas and what each erasure amplifies."""
+    """Design or inspect an erasure code: betas, and error amplification of each erasure."""
     from itertools import combinations
 
     from coin_hf.erasure import design as designs
@@ -67,25 +67,25 @@ def design(
 def recode(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder or Hub id.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default TARGET, with --overwrite.")
+        Path | None, typer.Option(help="Output folder; by default TARGET, with --overwrite.")
     ] = None,
     betas: Betas = [],  # noqa: B006
-    lam: Annotated[float | None, typer.Option(help="The new penalty lambda.")] = None,
+    lam: Annotated[float | None, typer.Option(help="New penalty lambda.")] = None,
     coded: Annotated[int | None, typer.Option(help="New number of coded models.")] = None,
-    add: Annotated[list[str], typer.Option(help="An expert that joins: Hub id or folder.")] = [],  # noqa: B006
+    add: Annotated[list[str], typer.Option(help="Hub id or folder to add.")] = [],  # noqa: B006
     dataset: Annotated[
-        list[str], typer.Option(help="Its dataset: a recorded name, a Hub id or a folder.")
+        list[str], typer.Option(help="Dataset of an added expert: recorded name, Hub id or folder.")
     ] = [],  # noqa: B006
     fisher: Annotated[
-        list[str], typer.Option(help="Where its Fisher lies, if it was made before.")
+        list[str], typer.Option(help="Fisher of an added expert, if published: Hub id or folder.")
     ] = [],  # noqa: B006
-    drop: Annotated[list[str], typer.Option(help="Name of an expert that leaves.")] = [],  # noqa: B006
+    drop: Annotated[list[str], typer.Option(help="Name of an expert to drop.")] = [],  # noqa: B006
     revision: Annotated[str | None, typer.Option(help="TARGET's revision on the Hub.")] = None,
     override: Overrides = [],  # noqa: B006
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change betas, lambda or experts of a coded model from its Fishers, without data."""
+    """Change betas, lambda or experts of a coded model, without data, from its Fishers."""
     if len(dataset) != len(add) or len(fisher) not in (0, len(add)):
         raise InputError(
             f"{len(add)} experts join, with {len(dataset)} --dataset and {len(fisher)} --fisher: "
@@ -124,25 +124,25 @@ def recode(
 def fisher(
     expert: Annotated[str, typer.Argument(metavar="EXPERT", help="Hub id or folder.")],
     dataset: Annotated[
-        list[str], typer.Option(help="Hub id or folder to draw samples from; once for each.")
+        list[str], typer.Option(help="Hub id or folder to draw samples from; repeatable.")
     ] = [],  # noqa: B006
     like: Annotated[
-        str | None, typer.Option(metavar="TARGET", help="Take the samples of a coded model.")
+        str | None, typer.Option(metavar="TARGET", help="Use the samples of a coded model.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write fisher/ to.")] = None,
-    push_to: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Create it private.")] = False,
+    push_to: Annotated[str | None, typer.Option(metavar="REPO", help="Hub id to push to.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
     revision: Annotated[str | None, typer.Option(help="The expert's revision.")] = None,
     name: Annotated[str | None, typer.Option(help="The expert's name.")] = None,
     per_expert: Annotated[int, typer.Option(min=1, help="Samples from each dataset.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of their draw.")] = 0,
-    split: Annotated[str, typer.Option(help="Split they are drawn from.")] = "train",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw.")] = 0,
+    split: Annotated[str, typer.Option(help="Split to draw from.")] = "train",
     estimator: Annotated[str, typer.Option(help="exact, probe or auto.")] = "auto",
     probes: Annotated[int, typer.Option(min=1, help="Probes for each sample.")] = 4,
-    half: Annotated[bool, typer.Option("--half", help="Save it in 16 bits.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Save it in bfloat16.")] = False,
     override: Overrides = [],  # noqa: B006
 ) -> None:
-    """Compute one expert's Fisher alone, for others to merge with; write or publish it."""
+    """Compute one expert's Fisher, for others to code with; save or publish it."""
     if output is None and push_to is None:
         raise InputError("say where the Fisher goes: --output FOLDER, --push-to REPO, or both")
     from coin_hf.recoding.expert_fisher import make_fisher, publish_fisher
@@ -173,12 +173,12 @@ def fisher(
 def tune_betas(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder with Fishers.")],
     missing: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="How often each expert is missing.")
+        str, typer.Option(metavar="NUMBERS", help="Probability that each expert is missing.")
     ],
-    by: Annotated[str, typer.Option(help="error or agreement.")] = "error",
+    by: Annotated[str, typer.Option(help="Objective: error or agreement.")] = "error",
     as_json: AsJson = False,
 ) -> None:
-    """Propose betas for experts that are not missing equally often, measured on the samples."""
+    """Propose betas from how often each expert is missing, measured on the samples."""
     if by not in ("error", "agreement"):
         raise InputError(f"--by is 'error' or 'agreement', got '{by}'")
     from coin_hf.recoding.tune_betas import tune_betas as tune
@@ -196,4 +196,4 @@ def tune_betas(
         betas = found.dump()[title]["betas"]
         print(f"{title:12} {one.error:12.5g} {one.agreement:10.4f}  {betas}")
     words = " ".join("--betas " + " ".join(f"{b:g}" for b in row) for row in found.best.betas)
-    print(f"to take the best: coin-hf recode {target} {words} --output FOLDER", file=sys.stderr)
+    print(f"to use the best: coin-hf recode {target} {words} --output FOLDER", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The commands that make, measure, compare and push coded models."""
+"""Commands that encode, evaluate, compare and push coded models."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def encode(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
     override: Overrides = [],  # noqa: B006  # typer reads it, nothing changes it
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the recipe, revisions pinned, and stop.")
+        bool, typer.Option("--dry-run", help="Print the recipe with pinned revisions and exit.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a coded model in the output folder.")
@@ -31,11 +31,11 @@ def encode(
         bool, typer.Option("--push", help="Push the result to the recipe's hub.repo.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Save partial results, and resume from them.")
+        bool, typer.Option("--resume", help="Save partial results and resume from them.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a coded model from a recipe's experts, measure it, and save it."""
+    """Encode a recipe's experts into a coded model, evaluate it, and save it."""
     from coin_hf.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, override)
@@ -80,11 +80,11 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.")] = None,
     override: Overrides = [],  # noqa: B006
     save: Annotated[
-        bool, typer.Option("--save", help="Put the result into the folder, its card too.")
+        bool, typer.Option("--save", help="Save the result and the card to the folder.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a coded model again: every erasure, on the data it records."""
+    """Evaluate a coded model again: every erasure, on its recorded data."""
     from coin_hf import pipeline
     from coin_hf.hub.client import local_folder
     from coin_hf.repository.folder import save_result
@@ -103,11 +103,11 @@ def compare(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
     override: Overrides = [],  # noqa: B006
     style: Annotated[
-        str, typer.Option(metavar="STYLE", help="Of the table: plain, markdown or latex.")
+        str, typer.Option(metavar="STYLE", help="Table style: plain, markdown or latex.")
     ] = "plain",
     as_json: AsJson = False,
 ) -> None:
-    """Compare all coders on a recipe's experts; goes on where an earlier call was stopped."""
+    """Compare all coders on a recipe's experts; resume a stopped comparison."""
     from coin_hf.recipe import Recipe
 
     parsed = Recipe.from_yaml(recipe, override)
@@ -126,14 +126,14 @@ def compare(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A coded model.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a coded model.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Hub id to push to.")],
-    private: Annotated[bool, typer.Option("--private", help="Create it private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Add coded model",
 ) -> None:
-    """Push a coded model's folder to the Hub, its card rendered for that repository."""
+    """Push a coded model's folder to the Hub, with its card rendered for that repository."""
     from coin_hf.repository.folder import read_records
     from coin_hf.repository.push import push_folder
 
@@ -150,10 +150,10 @@ def push(
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to work.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Output folder.")] = Path(
         "coin-hf-demo"
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an old demo.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune two ResNet50s on handwritten digits, code them, decode every erasure."""

@@ -1,4 +1,4 @@
-"""Options that take several numbers: `--betas 0.7 0.3`."""
+"""Parse options that take several numbers: `--betas 0.7 0.3`."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ NUMBERS = ("--betas", "--missing")
 
 
 def gathered(arguments: Sequence[str]) -> list[str]:
-    """Join the numbers behind `--betas` or `--missing` to one argument each.
+    """Join the numbers after `--betas` or `--missing` into one argument each.
 
     Args:
         arguments: The command line.
@@ -40,7 +40,7 @@ def rows(betas: Sequence[str]) -> list[float] | list[list[float]]:
         Shape (N,) for one, else (M, N).
 
     Raises:
-        InputError: If something is no number.
+        InputError: If a value is not a number.
     """
     read = [numbers(row) for row in betas]
     return read[0] if len(read) == 1 else read
@@ -50,13 +50,13 @@ def numbers(text: str) -> list[float]:
     """Read numbers.
 
     Args:
-        text: Numbers between spaces or commas.
+        text: Numbers separated by spaces or commas.
 
     Returns:
         The numbers.
 
     Raises:
-        InputError: If something is no number.
+        InputError: If a value is not a number.
     """
     words = text.replace(",", " ").split()
     if not words or not all(map(_is_number, words)):

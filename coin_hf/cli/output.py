@@ -1,4 +1,4 @@
-"""What a command prints: results to stdout, the rest to stderr, and only in the main process."""
+"""Print results to stdout and the rest to stderr, in the main process only."""
 
 import json
 import os
@@ -13,13 +13,13 @@ if TYPE_CHECKING:  # `coin-hf --help` needs none of it
 
 Overrides = Annotated[
     list[str],
-    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Change a key, such as lam=0.01."),
+    typer.Option("-o", "--override", metavar="KEY=VALUE", help="Override a key, such as lam=0.01."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def speaks() -> bool:
-    """Say whether this is the process that writes and talks."""
+    """Return whether this is the main process, which alone writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -57,7 +57,7 @@ def plain_json(data: Any) -> str:
 
 
 def warn_of_local_experts(coin: "CoinRecord") -> None:
-    """Say that others cannot decode with experts that lie in folders.
+    """Warn that others cannot decode with experts that are local folders.
 
     Args:
         coin: The record of what is pushed.

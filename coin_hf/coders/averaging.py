@@ -56,7 +56,7 @@ def weighted_mean(values: Sequence[Tensor], weights: Sequence[float | Tensor]) -
     """Return sum_i w_i v_i / sum_i w_i, elementwise, never outside [min_i v_i, max_i v_i].
 
     It is computed as v_0 + sum_i w_i (v_i - v_0) / sum_i w_i in float32 (float64 for float64
-    values) and rounded once: where all values are equal, that value comes back to the last bit.
+    values) and rounded once: where all values are equal, the result is bit for bit that value.
 
     Args:
         values: N tensors of one shape and dtype.

@@ -8,8 +8,8 @@ from torch import Tensor
 from coin_hf.coders.averaging import check_thetas, weighted_mean
 
 ROUNDING = 1e-9
-"""Sums of squares that are computed from products can round below zero by so much of the largest
-entry of their parameter; such an entry counts as zero."""
+"""Sums of squares computed from products can round below zero, by at most this fraction of the
+parameter's largest entry; such entries count as zero."""
 
 
 def fisher_average(
@@ -19,7 +19,7 @@ def fisher_average(
     betas: Sequence[float],
     lam: float,
 ) -> dict[str, Tensor]:
-    """Find the coded parameters in closed form.
+    """Compute the coded parameters in closed form.
 
         theta_c = sum_i bbar_i (F_i + lam) theta_i / sum_i bbar_i (F_i + lam)    elementwise
         bbar_i  = beta_i sum_j beta_j = beta_i
@@ -32,7 +32,7 @@ def fisher_average(
         fishers: Their diagonal Fishers by name, same shapes, from `diagonal_fisher`, all on the
             same samples.
         betas: Coding weights, shape (N,), positive, summing to 1.
-        lam: The penalty lambda >= 0, in the Fisher's own unit; as it grows, theta_c tends to the
+        lam: The penalty lambda >= 0, in the Fisher's unit; as it grows, theta_c tends to the
             beta-weighted mean.
 
     Returns:
@@ -80,7 +80,7 @@ def _weight(
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
     f = f.to(device=value.device, dtype=dtype)
     if f.numel():
-        low, high = f.aminmax()  # one pass; a value that is not a number makes both so
+        low, high = f.aminmax()  # one pass; a NaN makes both NaN
         if not (low >= -ROUNDING * high and high < float("inf")):
             message = f"the Fisher of expert {expert} is negative or not finite in '{name}'"
             raise ValueError(message)

@@ -1,4 +1,4 @@
-"""Distillation: train the coded network on the samples until its outputs are the coded ones."""
+"""Distillation: train the coded model to reproduce the coded outputs on the samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,31 +28,31 @@ def distill(
     progress: bool = False,
     on_epoch: EpochEnd | None = None,
 ) -> None:
-    """Minimise the coding loss over the parameters, from where they are, by AdamW, in place.
+    """Minimise the coding loss by AdamW, from the current parameters, in place.
 
         (1/P) sum_l || f_c(x_l) - sum_i beta_i f_i(x_l) ||^2
 
-    The network stays in eval mode: BatchNorm statistics are kept, nothing is dropped. The
-    gradient of a batch is summed over the processes before each step, so that every process makes
-    the same step and the result does not depend on their number, but for rounding.
-    Source: arXiv:2409.01420, eq. (5), the rival to Fisher averaging.
+    The network stays in eval mode: fixed BatchNorm statistics, no dropout. The gradient of a batch
+    is summed over the processes before each step, so that every process takes the same step and
+    the result does not depend on their number, up to rounding.
+    Source: arXiv:2409.01420, eq. (5), the alternative to Fisher averaging.
 
     Args:
-        model: The coded network, in float32 or float64; its parameters change. Its mode and
-            flags are left as they were, its gradients are dropped.
+        model: The coded model, in float32 or float64; its parameters change. Its mode and flags
+            are restored, its gradients cleared.
         inputs: P samples, a tensor (P, ...) or a mapping of tensors, the same in every process.
-        targets: What its logits shall be, sum_i beta_i f_i(x), shape (P, K).
+        targets: Target logits, sum_i beta_i f_i(x), shape (P, K).
         epochs: Passes over the samples.
         lr: AdamW's learning rate, constant.
-        batch_size: Samples of one step over all processes; the last of an epoch may have fewer.
-        weight_decay: AdamW's.
-        seed: Of the samples' order, which is new in each epoch; no other random state is used.
-        accelerator: An `accelerate.Accelerator` whose processes share out each batch.
+        batch_size: Samples per step over all processes; the last of an epoch may have fewer.
+        weight_decay: AdamW's weight decay.
+        seed: Seed of the sample order, new in each epoch; no other random state is used.
+        accelerator: An `accelerate.Accelerator` whose processes share each batch.
         progress: Show a bar on stderr, in the main process.
         on_epoch: Called after each epoch with its number, from 1, in every process.
 
     Raises:
-        ValueError: If the loss is no longer finite.
+        ValueError: If the loss becomes infinite or NaN.
     """
     processes = Processes.of(accelerator)
     steps = epochs * count(inputs)
@@ -81,9 +81,9 @@ def _step(
     optimizer: torch.optim.Optimizer,
     processes: Processes,
 ) -> float:
-    """Make one step on a batch; return its mean loss."""
+    """Take one step on a batch; return its mean loss."""
     mine = processes.share(rows)
-    share = 1 / len(rows) if len(mine) else 0.0  # with nothing to do, it adds zeros
+    share = 1 / len(rows) if len(mine) else 0.0  # without samples, it adds zeros
     mine = mine if len(mine) else rows[:1]
     optimizer.zero_grad()
     with torch.enable_grad():
@@ -100,7 +100,7 @@ def _step(
 
 
 def _sum_gradients(model: nn.Module, processes: Processes) -> None:
-    """Sum the gradients over the processes, in one message."""
+    """Sum the gradients over the processes, in one reduction."""
     used = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad.flatten() for parameter in used if parameter.grad is not None]
     summed = processes.sum(torch.cat(gradients))

@@ -1,4 +1,4 @@
-"""Gram matrices of the inputs of a network's linear maps, its convolutions too by im2col."""
+"""Gram matrices of the inputs of a network's linear maps, including convolutions by im2col."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from coin_hf.networks.modes import evaluating
 from coin_hf.networks.processes import Processes
 
 Mode = Literal["linear", "conv"]
-"""`linear`: fully connected layers alone; `conv`: dense convolutions as well."""
+"""`linear`: fully connected layers only; `conv`: dense convolutions as well."""
 
 
 def gram_matrices(
@@ -29,24 +29,24 @@ def gram_matrices(
 
         G = (1/P) sum_l sum_r x_r(l) x_r(l)^T
 
-    r runs over the places at which the map is applied to sample l: tokens, or for a convolution
+    r runs over the positions at which the map is applied to sample l: tokens, or for a convolution
     the patches (im2col; for a 1x1 kernel the positions themselves). Maps are found where they are
-    applied, so that padding done beforehand counts as the input it is. Depthwise and grouped
-    convolutions, and weights that are computed from parameters, have none.
+    applied, so padding done beforehand is part of the input. Depthwise and grouped convolutions,
+    and weights computed from parameters, have none.
 
     Args:
-        model: A classifier on one device; run in eval mode, then left as it was.
+        model: A classifier on one device; run in eval mode, then restored.
         inputs: P samples, a tensor (P, ...) or a mapping of tensors. With an accelerator, the same
             ones in every process.
-        mode: Which maps.
-        batch_size: Samples in one forward pass.
-        accelerator: An `accelerate.Accelerator` whose processes share the samples out.
+        mode: The maps to include.
+        batch_size: Samples per forward pass.
+        accelerator: An `accelerate.Accelerator` whose processes share the samples.
         progress: Show a bar on stderr, in the main process.
 
     Returns:
-        By the name of the weight the matrix, shape (n, n) with n the entries of an input, on the
-        model's device, float32 (float64 where the model is). The same for every batch size and
-        number of processes, but for rounding.
+        Weight name -> matrix, shape (n, n) with n the entries of an input, on the model's device,
+        float32 (float64 for a float64 model). The same for every batch size and number of
+        processes, up to rounding.
 
     Raises:
         ValueError: If the model has no such map.
@@ -71,7 +71,7 @@ def transposed_weights(model: nn.Module, inputs: Inputs) -> frozenset[str]:
     """Find the weights that a network stores as (inputs, outputs), as transformers' `Conv1D` does.
 
     Args:
-        model: A classifier; run in eval mode, then left as it was.
+        model: A classifier; run in eval mode, then restored.
         inputs: One sample or more, shape (P, ...).
 
     Returns:

@@ -1,4 +1,4 @@
-"""RegMean: each linear map by least squares on the inputs that the experts see."""
+"""RegMean: merge each linear map by least squares on the experts' own inputs."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from coin_hf.coders.averaging import check_thetas, weighted_mean
 
 RIDGE = 1e-6
-"""What is added to the diagonal first, relative to its mean; ten times more until it suffices."""
+"""First ridge on the diagonal, relative to its mean; times ten until it suffices."""
 
 
 def regmean(
@@ -19,25 +19,25 @@ def regmean(
     scale: float = 0.9,
     transposed: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Find each linear map that answers most like the experts' on their own inputs.
+    """Fit each linear map to the experts' maps on their own inputs.
 
         W = (sum_i beta_i G_i)^-1 sum_i beta_i G_i W_i
 
-    W is the map as a matrix (inputs, outputs), which minimises sum_i beta_i E ||x (W - W_i)||^2
-    over the inputs x of expert i. The off-diagonals of G_i are first multiplied by `scale`. With
-    equal betas it is the published formula. Biases, norms and all else are averaged.
+    W, the map as a matrix (inputs, outputs), minimises sum_i beta_i E ||x (W - W_i)||^2 over the
+    inputs x of expert i. The off-diagonals of G_i are first multiplied by `scale`. With equal betas
+    this is the published formula. Biases, norms and all else are averaged.
 
-    It is solved for the difference from the weighted mean, by Cholesky, with a ridge on the
-    diagonal: directions that no input has keep the mean, and equal experts come back as they are.
+    Cholesky solves for the difference from the weighted mean, with a ridge on the diagonal:
+    directions without input keep the mean, and equal experts are returned unchanged.
     Source: arXiv:2212.09849, eq. (2) and section 3.2.
 
     Args:
         thetas: Parameters of N experts by name.
-        grams: For each expert from `gram_matrices`: by weight the Gram matrix of its inputs, shape
-            (n, n). The expert's weight, flattened behind its first axis, has shape (outputs, n),
-            or (n, outputs) where it is `transposed`.
+        grams: Each expert's Gram matrices from `gram_matrices`: weight name -> shape (n, n). The
+            expert's weight, flattened after its first axis, has shape (outputs, n), or
+            (n, outputs) if it is `transposed`.
         betas: Coding weights, shape (N,), positive, summing to 1.
-        scale: What the off-diagonals are multiplied by, in [0, 1].
+        scale: Factor on the off-diagonals, in [0, 1].
         transposed: Names of the weights stored as (inputs, outputs), from `transposed_weights`.
 
     Returns:
@@ -71,7 +71,7 @@ def _matrix(weight: Tensor, transposed: bool) -> Tensor:
 def _solve(
     weights: Sequence[Tensor], grams: Sequence[Tensor], betas: Sequence[float], scale: float
 ) -> Tensor:
-    """The merged map (outputs, n), in float64 on the Grams' device (the CPU for mps)."""
+    """Return the merged map (outputs, n), in float64 on the Grams' device (the CPU for mps)."""
     device = "cpu" if grams[0].device.type == "mps" else grams[0].device
     wide = [weight.to(device, torch.float64) for weight in weights]
     mean = weighted_mean(wide, list(betas))
@@ -84,7 +84,7 @@ def _solve(
     diagonal = total.diagonal()
     ridge = RIDGE * diagonal.mean().item()
     if ridge == 0:
-        return mean  # no input was ever anything but zero
+        return mean  # all inputs are zero
     while True:
         diagonal += ridge
         factor, failed = torch.linalg.cholesky_ex(total)
@@ -94,7 +94,7 @@ def _solve(
 
 
 def _shrunk(gram: Tensor, scale: float) -> Tensor:
-    """Multiply the off-diagonals."""
+    """Scale the off-diagonals."""
     return scale * gram + (1 - scale) * torch.diag(gram.diagonal())
 
 

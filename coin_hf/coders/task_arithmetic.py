@@ -8,7 +8,7 @@ from torch import Tensor
 from coin_hf.coders.averaging import check_thetas
 
 ALPHA_CANDIDATES = tuple(round(0.05 * step, 2) for step in range(1, 21))
-"""What `alpha: auto` chooses from: 0.05 ... 1.0 by 0.05."""
+"""Candidates of `alpha: auto`: 0.05 ... 1.0 in steps of 0.05."""
 
 
 def task_arithmetic(
@@ -23,7 +23,7 @@ def task_arithmetic(
         theta_c = theta_0 + alpha sum_i N beta_i (theta_i - theta_0)
 
     With equal betas, N beta_i = 1: the published sum. With alpha = 1 / N it is the beta-weighted
-    mean, whatever the foundation. Source: arXiv:2212.04089, section 2.
+    mean for any foundation. Source: arXiv:2212.04089, section 2.
 
     Args:
         thetas: Parameters of N experts by name.

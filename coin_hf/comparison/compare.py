@@ -1,4 +1,4 @@
-"""Compare coders on the same experts, samples and test sets; what is computed is kept."""
+"""Compare coders on the same experts, samples and test sets; finished rows are saved."""
 
 import json
 import sys
@@ -33,25 +33,25 @@ from coin_hf.repository.run_records import architecture, recorded_steps
 from coin_hf.repository.work_folder import claim, first_difference
 
 ROWS = "rows"
-"""Folder of the finished rows, a file each."""
+"""Folder of the finished rows, one file each."""
 SHARED = ("experts", "datasets", "betas", "samples", "evaluation")
-"""Keys of the recipe on which every row depends."""
+"""Recipe keys that every row depends on."""
 OWN = {"coin": ("lam", "fisher"), "averaging": ()}
-"""Keys on which a coder's rows depend beside these; by default the block of its name."""
+"""Further keys that a coder's rows depend on; by default the block of its name."""
 
 
 def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
     """Compare the recipe's contenders, on each of its seeds and numbers of samples.
 
-    Every row is written into the recipe's output folder when it is finished, and is not computed
-    again by a later call. Test sets are those of `samples.seed`, the same for all rows.
+    Every finished row is written to the recipe's output folder; a later call does not compute it
+    again. Test sets are those of `samples.seed`, the same for all rows.
 
     Args:
         recipe: The recipe; its `output` is the folder.
-        progress: Tell of rows and show bars on stderr, in the main process.
+        progress: Report rows and show bars on stderr, in the main process.
 
     Returns:
-        The content of `result.json`: rows, their summary, controls, and what they were made from.
+        The content of `result.json`: rows, their summary, controls, and what they are based on.
 
     Raises:
         InputError: If an expert, dataset or setting is not usable, or the folder is in use or
@@ -96,7 +96,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Fishers:
-    """The experts' Fishers on one draw of the samples, and what computing them took."""
+    """The experts' Fishers on one draw of the samples, and their cost."""
 
     fishers: list[Theta] | None = None
     seconds: float = 0.0
@@ -104,7 +104,7 @@ class Fishers:
 
 
 class Contest:
-    """What all rows share: experts, test sets, and the experts' answers on these."""
+    """The state that all rows share: experts, test sets, and the experts' answers on them."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Contest:
         self.fishers: dict[FisherBlock, Fishers] = {}
 
     def context(self, contender: Contender, per_expert: int, seed: int) -> EncodingContext:
-        """Return what one row works with; the samples drawn last are kept."""
+        """Return the inputs of one row; the samples drawn last are kept."""
         samples = self.recipe.samples.model_copy(update={"per_expert": per_expert, "seed": seed})
         recipe = self.recipe.with_coder(contender).model_copy(update={"samples": samples})
         if self.drawn is None or self.drawn[0] != (per_expert, seed):
@@ -139,7 +139,7 @@ class Contest:
         return self.fishers[block]
 
     def check(self) -> None:
-        """Find out before the first row whether every coder can work on every number of samples.
+        """Check before the first row that every coder can work on every number of samples.
 
         Raises:
             InputError: If one cannot.
@@ -151,12 +151,12 @@ class Contest:
                 check_steps(context)
 
     def row(self, contender: Contender, per_expert: int, seed: int) -> Row:
-        """Code and measure.
+        """Encode and evaluate one row.
 
         Args:
             contender: The coder with its settings.
             per_expert: P'.
-            seed: Of the samples' draw.
+            seed: Seed of the samples' draw.
 
         Returns:
             The row, as plain data.
@@ -210,7 +210,7 @@ def _sizes(recipe: Recipe) -> tuple[int, ...]:
 
 
 def _plan(recipe: Recipe) -> Iterator[tuple[Contender, int, int]]:
-    """Every row to be: seed by seed, so that few seeds give a whole table early."""
+    """Yield every row to compute: seed by seed, so that a whole table is there early."""
     for per_expert in _sizes(recipe):
         for seed in recipe.compare.seeds:
             for contender in recipe.contenders:
@@ -218,7 +218,7 @@ def _plan(recipe: Recipe) -> Iterator[tuple[Contender, int, int]]:
 
 
 def _name(contender: Contender, per_expert: int, seed: int) -> str:
-    """The file of a row; labels are told apart by their bytes."""
+    """Return a row's file name, escaped so that labels stay distinct."""
     plain = "".join(c if c.isalnum() or c == "_" else f"-{ord(c):x}-" for c in contender.label)
     return f"{plain}.{per_expert}.{seed}.json"
 
@@ -232,7 +232,7 @@ def _settings(recipe: Recipe, contender: Contender) -> dict[str, Any]:
 
 
 def _kept(recipe: Recipe, folder: Path, run: RunContext) -> dict[str, Row]:
-    """Read the rows that are there; in all processes those that the main one sees."""
+    """Read the existing rows in the main process, and share them with all."""
     found: dict[str, Row] = {}
     if run.processes.rank == 0:
         for contender, per_expert, seed in _plan(recipe):

@@ -1,4 +1,4 @@
-"""What a comparison leaves in its folder beside its rows: result.json, tables, figures."""
+"""Save a comparison beside its rows: result.json, tables, figures."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from coin_hf.repository.atomic import write_whole
 
 
 def save_comparison(result: dict[str, Any], folder: Path) -> Path:
-    """Write the result of a comparison, and what is rendered from it.
+    """Write the result of a comparison, with the tables and figures rendered from it.
 
     Args:
         result: The content of `result.json`.
-        folder: Where to: `result.json`, `table.md`, `table.tex`, `nda.png`, and `epochs.png`
-            where a coder was trained.
+        folder: Output folder for `result.json`, `table.md`, `table.tex`, `nda.png`, and
+            `epochs.png` if a coder was trained.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""Rows of a comparison put together: mean and standard deviation over the seeds."""
+"""Summarise a comparison's rows: mean and standard deviation over the seeds."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -9,25 +9,25 @@ from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 Row = dict[str, Any]
 
 MEASURES = ("mean_nda", "agreement", "coding_loss", "seconds", "peak_memory")
-"""Numbers of a row of which the summary has mean and standard deviation."""
+"""Numbers of a row that the summary gives with mean and standard deviation."""
 
 
 def singles(row: Row) -> list[dict[str, Any]]:
-    """Return a row's erasures of one expert alone."""
+    """Return a row's erasures of a single expert."""
     return [erasure for erasure in row["erasures"] if not erasure["beside"]]
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Put the rows of all seeds together.
+    """Summarise the rows over the seeds.
 
     Args:
         rows: The rows.
 
     Returns:
         For each contender and number of samples, in the rows' order: name, coder, samples, seeds,
-        `nda` by missing expert (one alone), and each of `MEASURES`, as `{mean, std}` (the standard
-        deviation of the sample, None for one seed; the mean is None where a seed has no number),
-        the passes, and the values chosen.
+        `nda` by missing expert (one alone), and each of `MEASURES`, as `{mean, std}` (the sample
+        standard deviation, None for one seed; both are None if a seed has no number), the passes,
+        and the values chosen.
     """
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
@@ -52,7 +52,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def controls(row: Row) -> dict[str, Any]:
-    """Return NDA of the controls, by missing expert and on average: no coder has a part in them.
+    """Return the controls' NDA, by missing expert and on average: no coder affects it.
 
     Args:
         row: Any row.
@@ -75,5 +75,5 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def average_of(values: Sequence[float | None]) -> float | None:
-    """Return the mean, None where a value is not known."""
+    """Return the mean; None if a value is unknown."""
     return _spread(values)["mean"]

@@ -1,6 +1,6 @@
-"""The demo's own part: real digits as a dataset folder, two experts as timm repositories.
+"""Run the demo: save real digits as a dataset, train two experts, and encode them.
 
-What follows is the ordinary pipeline on the ordinary recipe `demo.yaml`.
+Encoding is the ordinary pipeline on the ordinary recipe `demo.yaml`.
 """
 
 import copy
@@ -28,18 +28,18 @@ RECIPE = Path(__file__).with_name("demo.yaml")
 ARCHITECTURE = "resnet50"
 SIZE = 32
 MADE = ("digits", "experts", "coded", "compared")
-"""What a demo's folder holds."""
+"""The content of a demo's folder."""
 
 
 class Training(NamedTuple):
-    """How long and how fast to train."""
+    """Epochs and learning rate of a training."""
 
     epochs: int
     lr: float
 
 
 START = Training(epochs=4, lr=1e-3)
-"""Training of the shared start, all ten digits; chosen, as below, for the experts' accuracy."""
+"""Training of the shared start on all ten digits; chosen, as below, for the experts' accuracy."""
 FINE_TUNING = Training(epochs=2, lr=1e-4)
 LABELS = {"low": range(5), "high": range(5, 10)}
 BATCH = 32
@@ -49,7 +49,7 @@ def run(folder: Path, *, overwrite: bool = False) -> CodedEnsemble:
     """Make data and experts, encode them, save the coded model: about two minutes on two cores.
 
     Args:
-        folder: Where everything goes; must not exist or be empty.
+        folder: Output folder; must be empty or not exist.
         overwrite: Replace an earlier demo there.
 
     Returns:
@@ -76,11 +76,11 @@ def clear(folder: Path, *, overwrite: bool) -> None:
     """Remove an earlier demo.
 
     Args:
-        folder: Where one shall go.
+        folder: The demo's folder.
         overwrite: Allow the removal.
 
     Raises:
-        InputError: If the folder is a file, or not empty, or holds something else than a demo.
+        InputError: If the folder is a file, not empty, or holds something other than a demo.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose a folder")
@@ -95,7 +95,7 @@ def clear(folder: Path, *, overwrite: bool) -> None:
     foreign = [path.name for path in held if not _made_by_demo(path)]
     if foreign:
         raise InputError(
-            f"the folder {folder} holds something else than a demo ({', '.join(foreign[:5])}), so "
+            f"the folder {folder} holds something other than a demo ({', '.join(foreign[:5])}), so "
             "--overwrite leaves it alone: choose another folder"
         )
     for path in held:
@@ -117,7 +117,7 @@ def make_digits(folder: Path) -> None:
     """Write scikit-learn's handwritten digits as a parquet dataset with splits train and test.
 
     Args:
-        folder: Where to.
+        folder: Output folder.
 
     Raises:
         InputError: If scikit-learn is not installed.
@@ -149,8 +149,8 @@ def make_experts(
 
     Args:
         digits: The dataset folder.
-        folder: Where the experts go, each a timm repository; the start they share, as `start`, too.
-        architecture: timm's name of their architecture.
+        folder: Output folder of the experts, each a timm repository, and of the shared `start`.
+        architecture: timm's name for their architecture.
         groups: The digits of each expert, by its name.
     """
     data = datasets.load_dataset("parquet", data_dir=str(digits), split="train")
@@ -184,7 +184,7 @@ def _load_digits() -> Any:
 
 
 def _made_by_demo(path: Path) -> bool:
-    """Say whether it is a folder of a demo, or what a killed one had begun to write."""
+    """Return whether a path is a demo's folder, or the unfinished one of a killed demo."""
     named = path.name in MADE or path.name.startswith(".coded.")
     return named and path.is_dir() and not path.is_symlink()
 
@@ -205,7 +205,7 @@ def _data_config() -> dict[str, object]:
 
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, title: str, training: Training) -> None:
-    """Train in the mode the model is in, on whole batches alone."""
+    """Train in the model's current mode, on full batches only."""
 
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.randperm(len(x)).split(BATCH)[: len(x) // BATCH]:

@@ -1,1 +1,1 @@
-"""From a recipe to coded models: experts, samples, a fitted coder, refinement."""
+"""Encode a recipe into coded models: experts, samples, a fitted coder, refinement."""

@@ -1,4 +1,4 @@
-"""What travels through one run: where it computes, and what is coded."""
+"""Hold the state of one run: processes, device, recipe, experts and samples."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,12 +19,12 @@ from coin_hf.networks.processes import Processes
 from coin_hf.recipe import Recipe
 
 Theta = dict[str, Tensor]
-"""Parameters of a network, or what is as large, by name."""
+"""Parameters of a network, or tensors of the same shapes, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """Where a run computes: its processes and device, and what they have open."""
+    """The processes and device of a run, and its open datasets."""
 
     accelerator: Accelerator = field(default_factory=Accelerator)
     progress: bool = False
@@ -38,7 +38,7 @@ class RunContext:
 
     @property
     def device(self) -> torch.device:
-        """Where this process computes."""
+        """The device of this process."""
         return self.accelerator.device
 
     def main_first(self) -> AbstractContextManager[None]:
@@ -48,22 +48,22 @@ class RunContext:
 
 @dataclass(frozen=True, eq=False)
 class EncodingContext:
-    """What one encoding works with: the recipe, experts, samples, and where it runs."""
+    """The inputs of one encoding: recipe, experts, samples, and the run."""
 
     run: RunContext
     recipe: Recipe
     """With every revision pinned."""
     experts: Sequence[Expert]
     samples: Samples
-    """All of them; `samples.held_out` says which part only chooses."""
+    """All samples; the recipe's `samples.held_out` reserves a part for choices."""
     checkpoints: Path | None = None
     """Folder for partial Fishers."""
     fishers: list[Theta] | None = None
-    """The experts' Fishers on these samples, where they are known already."""
+    """The experts' Fishers on these samples, if already computed."""
 
     @cached_property
     def parts(self) -> tuple[Samples, Samples]:
-        """The samples that are fitted to, and those that choose: the same, or held out."""
+        """The samples to fit on, and those to choose on: the same ones, or held out."""
         return self.samples.split(self.recipe.samples.held_out)
 
     @cached_property
@@ -77,7 +77,7 @@ class EncodingContext:
         return [expert.parameters for expert in self.experts]
 
     def logits(self, model: nn.Module, samples: Samples) -> Tensor:
-        """Run a network over samples, the batches shared out.
+        """Run a network over samples, with batches split among the processes.
 
         Args:
             model: The network.
@@ -91,17 +91,17 @@ class EncodingContext:
 
     @cached_property
     def expert_logits(self) -> list[Tensor]:
-        """The experts' logits on the samples that choose, each (P, K)."""
+        """The experts' logits on the samples to choose on, each (P, K)."""
         return [self.logits(expert.model, self.parts[1]) for expert in self.experts]
 
     def own(self, samples: Samples) -> list[Tensor]:
-        """Mark each expert's own samples: those of its draw, or else of its dataset.
+        """Mark each expert's own samples: those of its draw, else of its dataset, else all.
 
         Args:
             samples: The samples.
 
         Returns:
-            For each expert booleans of shape (P,).
+            A boolean mask of shape (P,) for each expert.
         """
         names, keys = list(self.recipe.draws), list(self.recipe.draws.values())
         marks = []

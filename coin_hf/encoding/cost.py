@@ -1,4 +1,4 @@
-"""What a step costs: wall time, peak memory, and the machine it runs on."""
+"""Measure a step's cost: wall time, peak memory, and the machine it runs on."""
 
 import time
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from coin_hf.encoding.context import RunContext
 
 @dataclass
 class Peak:
-    """What `watch` found."""
+    """The peak memory that `watch` measured."""
 
     bytes: int | None = None
-    """At most in use during the step: on CUDA what torch allocated there, else the memory of this
-    process, everything it held before included; None where the system does not tell."""
+    """Peak memory in use during the step: on CUDA torch's allocations, else the memory of this
+    process, including what it held before; None if the system does not report it."""
 
 
 @contextmanager
 def watch(device: torch.device) -> Iterator[Peak]:
-    """Watch the memory of a step.
+    """Measure the peak memory of a step.
 
     Args:
-        device: Where the step computes.
+        device: The step's device.
 
     Yields:
         The peak, filled in at the end.
@@ -43,7 +43,7 @@ def watch(device: torch.device) -> Iterator[Peak]:
 
 
 def _begin_anew() -> bool:
-    """Let Linux forget this process's high-water mark; say whether it did."""
+    """Reset this process's high-water mark on Linux; return whether that worked."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -63,8 +63,8 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     """Record the wall time of a step.
 
     Args:
-        seconds: Where to.
-        step: Under which name.
+        seconds: Where it is recorded.
+        step: The step's name there.
 
     Yields:
         Nothing.
@@ -75,10 +75,10 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 
 def machine(run: RunContext) -> dict[str, Any]:
-    """Say on what a run is made.
+    """Describe the machine of a run.
 
     Args:
-        run: Where it computes.
+        run: The run.
 
     Returns:
         `device` and `processes`, as `result.json` holds them.

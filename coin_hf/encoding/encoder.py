@@ -23,36 +23,36 @@ from coin_hf.records.measurements import Calibration, Choice, Passes, Refinement
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Coded models and how they came about."""
+    """Coded models and how they were made."""
 
     coded: list[Expert]
-    """M of them."""
+    """The M coded models."""
     recipe: Recipe
-    """The recipe, with what was chosen in place of `auto`."""
+    """The recipe, with `auto` replaced by what was chosen."""
     key: str | None
-    """What the recipe calls the coder's hyperparameter (`lam`, `alpha`), if it has one."""
+    """The recipe's key for the coder's hyperparameter (`lam`, `alpha`), if it has one."""
     value: float | None
-    """What it was."""
+    """Its value."""
     choice: Choice | None
     """How it was chosen, if it was."""
     passes: Passes
-    """What went through the networks."""
+    """Samples passed through the networks."""
     seconds: dict[str, float]
     """Wall time by step."""
     fishers: list[Theta] | None
-    """The experts' Fishers, of the coder that takes them."""
+    """The experts' Fishers, for the coder that uses them."""
     history: list[dict[str, Any]]
-    """What training logged for each epoch; empty for coders that do not train."""
+    """The training log by epoch; empty for coders that do not train."""
     refinements: list[Refinement]
-    """What each step of `refine` did."""
+    """The outcome of each step of `refine`."""
 
     def cost(self) -> dict[str, Any]:
-        """Return what the result says of the run: passes, and the log of training."""
+        """Return the cost that the result records: passes, and the training log."""
         return {"passes": self.passes, "history": self.history or None}
 
 
 def run_coder(context: EncodingContext) -> Encoded:
-    """Find the coded parameters.
+    """Compute and refine the coded models.
 
     Args:
         context: Recipe, experts, samples, processes.
@@ -61,7 +61,7 @@ def run_coder(context: EncodingContext) -> Encoded:
         The coded models, the same in every process.
 
     Raises:
-        InputError: If something is not usable for the recipe's coder.
+        InputError: If an input is not usable for the recipe's coder.
     """
     seconds: dict[str, float] = {}
     check_steps(context)
@@ -69,7 +69,7 @@ def run_coder(context: EncodingContext) -> Encoded:
         fitted = fit_coder(context)
     thetas = context.thetas
     plain = [average(thetas, betas=row) for row in context.rows]
-    # Networks in which to try the candidates.
+    # Networks to try the candidates in.
     coded = build_all_coded(context.experts, plain, context.rows)
     value, choice, passes = fitted.candidates[0], None, fitted.passes
     if len(fitted.candidates) > 1:
@@ -80,7 +80,7 @@ def run_coder(context: EncodingContext) -> Encoded:
         passes += Passes(forward=networks * choice.samples)
     with timed(seconds, "parameters"):
         _load_all(coded, fitted, value, context.rows)
-    if fitted.history:  # what is logged costs passes of its own, which no coder needs
+    if fitted.history:  # logging takes passes of its own, which no coder needs
         seconds["log"] = round(sum(entry.pop("seconds") for entry in fitted.history), 2)
         seconds["parameters"] = round(seconds["parameters"] - seconds["log"], 2)
     refinements: list[Refinement] = []
@@ -103,7 +103,7 @@ def run_coder(context: EncodingContext) -> Encoded:
 
 
 def calibrate_on(context: EncodingContext, coded: Sequence[Expert]) -> Calibration:
-    """Measure coded models on the samples that choose, or those that no step was fitted to.
+    """Calibrate coded models on the samples to choose on or, if refined, on those held out.
 
     Args:
         context: Experts and samples.
@@ -126,7 +126,7 @@ def _load_all(coded: Sequence[Expert], fitted: FittedCoder, value: float, rows: 
 
 
 def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Expert]) -> Choice:
-    """Try every candidate on the samples: one forward for each, the experts' logits only once."""
+    """Try every candidate on the samples: one forward pass each, the experts' logits once."""
     samples = context.parts[1]
 
     def coded_logits(value: float) -> list[Tensor]:
@@ -146,7 +146,7 @@ def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Exper
 
 
 def _used(recipe: Recipe, value: float) -> Recipe:
-    """Put what was chosen into the recipe."""
+    """Put the chosen hyperparameter into the recipe."""
     match recipe.coder:
         case "coin":
             return recipe.model_copy(update={"lam": value})

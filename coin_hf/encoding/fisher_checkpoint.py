@@ -1,4 +1,4 @@
-"""Partial Fishers on disk, so that an encoding that was stopped goes on to the same bits."""
+"""Checkpoint partial Fishers on disk, so that a resumed encoding gives the same bits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from coin_hf.repository.atomic import whole_file
 from coin_hf.repository.work_folder import claim
 
 DECISIVE = ("experts", "datasets", "samples", "fisher")
-"""Keys of the recipe on which the Fishers depend; others may change before a run goes on."""
+"""Recipe keys that the Fishers depend on; others may change before a run resumes."""
 EVERY = 8
 """Chunks between two writes of the partial sums."""
 
 
 class FisherCheckpoints:
-    """The folder that `coin-hf encode --resume` keeps while it works."""
+    """The checkpoint folder of `coin-hf encode --resume`."""
 
     def __init__(self, folder: Path, recipe: Mapping[str, Any]) -> None:
-        """Begin one, or go on with the one that is there.
+        """Start a folder, or resume an existing one.
 
         Args:
-            folder: Where it lies.
+            folder: Its location.
             recipe: The recipe as plain data, revisions pinned.
 
         Raises:
@@ -39,9 +39,9 @@ class FisherCheckpoints:
         """Return the checkpoint of one expert's Fisher in one process.
 
         Args:
-            expert: The expert's number.
-            rank: The process's number.
-            world: Number of processes; another number begins anew.
+            expert: The expert's index.
+            rank: The process's rank.
+            world: Number of processes; another number starts over.
 
         Returns:
             The checkpoint.
@@ -60,7 +60,7 @@ class FisherFile:
         """Read the partial sums.
 
         Returns:
-            What was kept, or None if there is no file yet.
+            The partial sums, or None if there is no file yet.
 
         Raises:
             InputError: If the file is damaged.
@@ -73,12 +73,12 @@ class FisherFile:
                 sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise InputError(
-                f"{self.path} is damaged ({error}): remove {self.path.parent} to begin anew"
+                f"{self.path} is damaged ({error}): remove {self.path.parent} to start over"
             ) from error
         return Partial(numbers["done"], numbers["batch_size"], numbers["block"], sums)
 
     def save(self, partial: Partial, *, final: bool) -> None:
-        """Write the partial sums, every `EVERY` chunks and at the end; whole or not at all.
+        """Write the partial sums every `EVERY` chunks and at the end, completely or not at all.
 
         Args:
             partial: The sums so far.

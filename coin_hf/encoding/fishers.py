@@ -23,14 +23,14 @@ def compute_fisher(
     run: RunContext,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Tensor]:
-    """Compute one expert's Fisher on all samples, as the recipe says, in the precision it saves.
+    """Compute one expert's Fisher on all samples, in the precision that the recipe saves.
 
     Args:
         recipe: The recipe.
         expert: The expert.
         samples: The samples.
-        run: Where the run computes.
-        checkpoint: Where partial sums are kept.
+        run: The run.
+        checkpoint: The checkpoint for partial sums.
 
     Returns:
         The diagonal Fisher by parameter name.
@@ -59,16 +59,17 @@ def compute_fisher(
 
 
 def compute_fishers(context: EncodingContext) -> list[Theta]:
-    """Compute every expert's Fisher on the samples that are fitted to.
+    """Compute every expert's Fisher on the samples to fit on.
 
     Args:
-        context: What is encoded; its checkpoints are where a run that was stopped goes on.
+        context: The encoding's inputs; a stopped run resumes from its checkpoints.
 
     Returns:
         The diagonal Fishers by parameter name, in the experts' order.
 
     Raises:
-        InputError: If an expert cannot be differentiated, or the checkpoints are of another recipe.
+        InputError: If an expert cannot be differentiated, or the checkpoints belong to another
+            recipe.
     """
     wanted, classes = context.recipe.fisher, context.experts[0].num_classes
     if wanted.estimator == "auto" and resolve_estimator(classes) == "probe":

@@ -39,41 +39,41 @@ from coin_hf.records.measurements import Passes
 
 @dataclass(frozen=True, eq=False)
 class FittedCoder:
-    """A coder that has seen the samples."""
+    """A coder fitted to the samples."""
 
     parameters: Callable[[float, Sequence[float]], Theta]
     """Hyperparameter and betas, shape (N,) -> theta_c."""
     key: str | None = None
-    """What the recipe calls the hyperparameter, if the coder has one."""
+    """The recipe's key for the hyperparameter, if the coder has one."""
     candidates: tuple[float, ...] = (float("nan"),)
-    """What it may be; where there are several, one is chosen on the samples."""
+    """Its candidate values; if there are several, one is chosen on the samples."""
     passes: Passes = field(default_factory=Passes)
-    """The cost, without that of a choice."""
+    """The cost, without that of the choice."""
     fishers: list[Theta] | None = None
-    """The experts' Fishers, of the coder that takes them."""
+    """The experts' Fishers, for the coder that uses them."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """What training logged for each epoch, and the seconds that the logging took."""
+    """The training log by epoch, with the seconds that logging took."""
 
 
 def enlarged(samples: Samples, recipe: Recipe) -> Samples:
-    """Add the copies that the recipe's `augment` asks for: without labels, in the samples' order.
+    """Append the copies that the recipe's `augment` asks for, unlabelled, in the samples' order.
 
     Args:
         samples: The samples.
         recipe: The recipe.
 
     Returns:
-        The samples and behind them their copies, if any.
+        The samples, followed by their copies, if any.
 
     Raises:
-        InputError: If the inputs are no images.
+        InputError: If the inputs are not images.
     """
     block = recipe.augment
     if block is None:
         return samples
     if not isinstance(samples.inputs, Tensor):
         raise InputError(
-            "augment: copies are made of images, and these inputs are none: leave `augment` out"
+            "augment: only images can be augmented, and these inputs are not: leave `augment` out"
         )
     made = enlarge(
         samples.inputs,
@@ -98,7 +98,7 @@ def fit_coder(context: EncodingContext) -> FittedCoder:
     """Fit the recipe's coder to the samples.
 
     Args:
-        context: What is encoded.
+        context: The encoding's inputs.
 
     Returns:
         The fitted coder.
@@ -121,10 +121,10 @@ def fit_coder(context: EncodingContext) -> FittedCoder:
 
 
 def check_coder(context: EncodingContext) -> None:
-    """Find out, before anything is computed, whether the recipe's coder can work.
+    """Check, before any computation, that the recipe's coder can work.
 
     Args:
-        context: What is encoded.
+        context: The encoding's inputs.
 
     Raises:
         InputError: If the foundation or a setting is not usable, or RegMean finds no linear map.
@@ -158,7 +158,7 @@ def _coin(context: EncodingContext) -> FittedCoder:
 
 
 def _explained(what: str, compute: Callable[..., Any], *args: Any, **settings: Any) -> Any:
-    """Compute something; say what it was where the numeric core refuses it."""
+    """Call `compute`; turn its ValueError into an InputError that names `what`."""
     try:
         return compute(*args, **settings)
     except InputError:

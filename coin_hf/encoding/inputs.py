@@ -1,4 +1,4 @@
-"""Load and compare a recipe's experts, open its test sets, draw its samples."""
+"""Load and check a recipe's experts, open its test sets, draw its samples."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from coin_hf.recipe.fisher_recipe import FisherRecipe
 
 
 def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
-    """Load and compare the experts; the main process downloads first.
+    """Load and check the experts; the main process downloads first.
 
     Args:
-        recipe: The recipe, its revisions pinned.
-        run: Where the run computes.
+        recipe: The recipe, with revisions pinned.
+        run: The run.
 
     Returns:
         The experts, in order, on this process's device.
 
     Raises:
-        InputError: If one cannot be found or read, or they do not fit together.
+        InputError: If one cannot be found or read, or they cannot be coded together.
     """
     with run.main_first():
         experts = [
@@ -52,9 +52,9 @@ def open_tests(recipe: Recipe, experts: Sequence[Expert], run: RunContext) -> li
     """Open each expert's test set.
 
     Args:
-        recipe: The recipe, its revisions pinned.
+        recipe: The recipe, with revisions pinned.
         experts: The experts, in order.
-        run: Where the run computes; the main process downloads first.
+        run: The run; its main process downloads first.
 
     Returns:
         One for each expert.
@@ -73,9 +73,9 @@ def draw(recipe: Recipe | FisherRecipe, expert: Expert, run: RunContext) -> Samp
     """Draw the samples of a recipe.
 
     Args:
-        recipe: The recipe, its revisions pinned.
+        recipe: The recipe, with revisions pinned.
         expert: Any of the experts, for their common preprocessing and number of classes.
-        run: Where the run computes; the main process downloads first.
+        run: The run; its main process downloads first.
 
     Returns:
         The samples, the same in every process.

@@ -1,4 +1,4 @@
-"""Pin a recipe: every repository and dataset at the commit, or folder content, that is used."""
+"""Pin every repository and dataset of a recipe to a commit, or a folder to its content."""
 
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ def resolve(recipe: Recipe) -> Recipe:
         recipe: A recipe.
 
     Returns:
-        The same with commit SHAs in place of branches and tags, and names filled in.
+        The recipe with commit SHAs in place of branches and tags, and names filled in.
 
     Raises:
         InputError: If a repository, revision or folder cannot be found.
@@ -53,7 +53,7 @@ def pin_datasets(recipe: AnyRecipe, *, trust_pinned: bool = False) -> AnyRecipe:
 
     Args:
         recipe: A recipe.
-        trust_pinned: Take a revision that is there as it is: no data will be read.
+        trust_pinned: Keep a given revision unchecked: no data will be read.
 
     Returns:
         The changed recipe.

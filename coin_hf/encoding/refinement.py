@@ -1,4 +1,4 @@
-"""Refine coded models by the recipe's steps; keep a step only where it helps held-out samples."""
+"""Refine coded models step by step; keep a step only if it helps on held-out samples."""
 
 import math
 import time
@@ -21,19 +21,19 @@ from coin_hf.records.measurements import Passes, Refinement
 from coin_hf.refiners import Unsuitable, find_head, find_maps, refit_head, refit_layers
 
 HELD_OUT = 0.2
-"""Share of each expert's samples that judge the steps, where `samples.held_out` sets none aside."""
+"""Share of each expert's samples held out to judge the steps, if `samples.held_out` is 0."""
 GAIN = 1e-3
-"""What a step must gain of the loss, or it is dropped."""
+"""Share of the loss that a step must gain, or it is dropped."""
 
 
 def check_steps(context: EncodingContext) -> None:
-    """Find out, before anything is computed, whether the recipe's steps can work.
+    """Check, before any computation, that the recipe's steps can work.
 
     Args:
-        context: What is encoded.
+        context: The encoding's inputs.
 
     Raises:
-        InputError: If there are too few samples to hold some out, or the networks do not suit.
+        InputError: If there are too few samples to hold some out, or the networks are unsuitable.
     """
     if not context.recipe.refine:
         return
@@ -49,7 +49,7 @@ def check_steps(context: EncodingContext) -> None:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Say what it was that the numeric core refuses."""
+    """Turn a refiner's `Unsuitable` into an InputError."""
     try:
         yield
     except Unsuitable as error:
@@ -57,16 +57,16 @@ def _explained() -> Iterator[None]:
 
 
 def refining_parts(context: EncodingContext) -> tuple[Samples, Samples]:
-    """Return the samples that refiners are fitted to, without copies, and those held out.
+    """Return the samples to fit refiners on, without copies, and those held out.
 
     Args:
-        context: What is encoded.
+        context: The encoding's inputs.
 
     Returns:
         Both parts.
 
     Raises:
-        InputError: If a part comes to nothing.
+        InputError: If a part is empty.
     """
     if context.recipe.samples.held_out:
         return context.parts
@@ -88,7 +88,7 @@ def refine(context: EncodingContext, coded: Sequence[Expert]) -> tuple[list[Refi
         coded: The M coded models.
 
     Returns:
-        What each step did, coded model by coded model, and the passes it took.
+        The outcome of each step, coded model by coded model, and the passes used.
 
     Raises:
         InputError: If a step cannot work on these networks.
@@ -123,7 +123,7 @@ def refine(context: EncodingContext, coded: Sequence[Expert]) -> tuple[list[Refi
 
 
 class _Refiner:
-    """The samples of a task's steps, and the experts' answers on them."""
+    """The samples of a run's steps, and the experts' answers on them."""
 
     def __init__(self, context: EncodingContext) -> None:
         fit, self.held_out = refining_parts(context)
@@ -142,7 +142,7 @@ class _Refiner:
         return self._answers
 
     def loss(self, coded: Expert, betas: Sequence[float]) -> float | None:
-        """Return the coding loss of the held-out samples; None where it is no number."""
+        """Return the coding loss on the held-out samples; None if it is not finite."""
         answers = [self.context.logits(coded.model, self.held_out)]
         self.passes += Passes(forward=len(self.held_out))
         found = coding_errors(self.known, answers, ErasureCode(betas)).double().mean().item()

@@ -13,7 +13,7 @@ from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.records.measurements import Choice
 
 LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""What `lam: auto` chooses from, the decades of arXiv:2409.01420."""
+"""Candidates of `lam: auto`: the decades of arXiv:2409.01420."""
 
 
 def choose(
@@ -28,20 +28,20 @@ def choose(
 ) -> Choice:
     """Try each candidate on the samples and keep the best, one value for all coded models.
 
-    Every pattern of up to M missing experts is tried, each expert missing in it judged on the
-    samples drawn from its own data, as in evaluation; the measures are averaged over those.
-    Equal ones are told apart by the smaller coding loss, then by order.
+    Every pattern of up to M missing experts is decoded. Each missing expert is judged on the
+    samples drawn from its own data, as in evaluation, and the measures are averaged. Ties go to the
+    smaller coding loss, then to the earlier candidate.
 
     Args:
-        key: What the recipe calls the hyperparameter.
+        key: The recipe's key for the hyperparameter.
         candidates: The values to try, at least one.
-        coded_logits: Gives the M coded models' logits, each (P, K), on the samples for a value;
-            called once for each, one forward pass of each model.
+        coded_logits: Value -> the M coded models' logits on the samples, each (P, K); called once
+            for each value, with one forward pass of each model.
         expert_logits: Logits of the N experts on the samples, each (P, K), computed once.
         samples: The samples, or the part held out for this.
         code: The erasure code.
-        own: For each expert which samples it is judged on, shape (P,), true or false; by default
-            those of the draw with its number.
+        own: For each expert a boolean mask of the samples it is judged on, shape (P,); by default
+            those of the draw with its index.
 
     Returns:
         The choice.
@@ -70,13 +70,13 @@ def measure(
 
     Args:
         coded: Logits of the M coded models on them, each (P, K).
-        experts: Those of the N experts, each (P, K).
+        experts: Logits of the N experts, each (P, K).
         samples: The samples.
         code: The erasure code.
-        own: For each expert which samples it is judged on, shape (P,).
+        own: For each expert a boolean mask of the samples it is judged on, shape (P,).
 
     Returns:
-        `nda` (percent, where there are labels), `agreement` and `coding_loss`, averaged over the
+        `nda` (percent, if there are labels), `agreement` and `coding_loss`, averaged over the
         patterns of missing experts.
     """
     found = []

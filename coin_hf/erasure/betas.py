@@ -59,7 +59,8 @@ def check_betas(betas: Betas, experts: int) -> None:
         experts: N.
 
     Raises:
-        ValueError: If a row does not have N values, one is not positive, or a row does not sum to 1.
+        ValueError: If a row does not have N values, a value is not positive, or a row does not
+            sum to 1.
     """
     rows = rows_of(betas)
     for number, row in enumerate(rows):

@@ -1,9 +1,9 @@
 """One chunk of samples: one forward pass, one batched backward pass, squares at every layer.
 
-The weights are frozen, so the backward pass only moves gradients of activations; it runs for all M
-cotangents at once (`torch.func.vmap` of `torch.autograd.grad`), and each function with a rule adds
-its squares when the gradient of its output comes by. Parameters used in any other way are found in
-the autograd graph of the logits and go the generic way: nothing is skipped.
+The weights are frozen, so the backward pass propagates only gradients of activations. It runs for
+all M cotangents at once (`torch.func.vmap` of `torch.autograd.grad`), and each function with a rule
+adds its squares when the gradient of its output arrives. Parameters used in any other way are found
+in the autograd graph of the logits and take the generic path: nothing is skipped.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,19 +25,19 @@ from coin_hf.networks.logits import call
 
 @dataclass
 class Plan:
-    """How a network's parameters are taken, and what a sample costs in memory.
+    """How a network's parameters are handled, and the memory cost of a sample.
 
     Attributes:
         ruled: Name -> parameter used once, by a function with a rule, on a leading sample axis.
-        logits: Of the first sample, (1, K).
+        logits: Logits of the first sample, (1, K).
         generic: Name -> any other parameter.
-        uses: Name -> shape, for one sample, of the output of the function that uses it. Another
-            shape is another use, where the length of some axis is that of the chunk by chance.
-        refused: Names and shapes of uses that turned out not to be by one sample after the other.
+        uses: Name -> output shape, per sample, of the function that uses it. Another shape is
+            another use, where some axis has the chunk's length by chance.
+        refused: Names and shapes of uses found not to be sample by sample.
         batched: Whether the backward pass can run for several cotangents at once.
-        activations: Bytes that the forward pass leaves behind for each sample, about.
-        widest: Bytes of the largest activation of a sample.
-        usual: Bytes of one in the mean.
+        activations: Bytes that the forward pass keeps per sample, approximately.
+        widest: Bytes of a sample's largest activation.
+        usual: Mean bytes of a sample's activations.
     """
 
     ruled: dict[str, nn.Parameter]
@@ -51,7 +51,7 @@ class Plan:
     usual: int = 1
 
     def demote(self, names: Iterable[str]) -> None:
-        """Send parameters the generic way."""
+        """Move parameters to the generic path."""
         for name in names:
             if name in self.ruled:
                 self.generic[name] = self.ruled.pop(name)
@@ -60,18 +60,18 @@ class Plan:
 def make_plan(model: nn.Module, inputs: Any) -> Plan:
     """Try the rules on two samples and keep the parameters for which they hold.
 
-    They hold where the rows of a sample lie together along the leading axis of an activation: then
-    a cotangent on one sample leaves no gradient on the rows of the other.
+    They hold where each sample's rows are contiguous along the leading axis of an activation: a
+    cotangent on one sample then leaves no gradient on the rows of the other.
 
     Args:
         model: A borrowed model (see `borrow.borrowed`).
         inputs: At least one sample.
 
     Returns:
-        A plan that holds for every chunk, but for what `add_chunk` still finds there.
+        A plan that holds for every chunk, except for what `add_chunk` still demotes.
 
     Raises:
-        OutOfMemoryError: If not even two samples fit.
+        OutOfMemoryError: If two samples do not fit.
     """
     pair = take(inputs, [0, min(1, count(inputs) - 1)])
     with torch.no_grad():
@@ -81,7 +81,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
     while plan.ruled:
         tape, logits = _forward(model, pair, plan, {}, checking=True)
         if not (logits.detach() - alone).abs().max() <= tolerance:
-            # Samples of a batch influence each other: only one at a time is what eq. (16) means.
+            # Samples of a batch influence each other: eq. (16) means one sample at a time.
             plan.demote(list(plan.ruled))
             break
         conflicts = _conflicts(tape, logits, plan)
@@ -92,7 +92,7 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
         plan.widest = max(1, max(tape.sizes, default=1) // 2)
         plan.usual = max(1, plan.activations // (2 * max(1, len(tape.sizes))))
         leaking = _leaks(tape, logits, plan)
-        plan.demote(tape.uses.keys() - tape.reached)  # no way to the logits, or none that is seen
+        plan.demote(tape.uses.keys() - tape.reached)  # no path to the logits, or none seen
         if not leaking:
             plan.uses = {name: shapes[0] for name, shapes in tape.uses.items()}
             break
@@ -101,8 +101,8 @@ def make_plan(model: nn.Module, inputs: Any) -> Plan:
 
 
 def _leaks(tape: Tape, logits: Tensor, plan: Plan) -> set[tuple[str, Shape]]:
-    """Uses at whose output a cotangent on one of two samples left a gradient on the other one."""
-    direction = torch.ones_like(logits[0]).cumsum(0)  # no class is left out, none cancels another
+    """Find the uses where a cotangent on one of two samples left a gradient on the other."""
+    direction = torch.ones_like(logits[0]).cumsum(0)  # no class is omitted, none cancels another
     vectors = torch.eye(2).to(direction)[:, :, None] * direction  # (2, 2, K): one sample each
     if plan.batched:
         try:
@@ -121,7 +121,7 @@ def _leaks(tape: Tape, logits: Tensor, plan: Plan) -> set[tuple[str, Shape]]:
 
 
 def _leaking(tape: Tape, samples: Sequence[int]) -> set[tuple[str, Shape]]:
-    """The same, cotangent m being on samples[m]."""
+    """Return these uses after one pass, with cotangent m on samples[m]."""
     leaking = set()
     for uses, gradient in tape.watched:
         rows = gradient.unflatten(1, (2, -1))
@@ -147,7 +147,7 @@ def add_chunk(
         inputs: P samples, a tensor or a dict of tensors with leading axis P.
         cotangents: (logits, positions in the chunk) -> vectors of shape (M, len(positions), K).
         plan: From `make_plan`; parameters are demoted here if this chunk uses them differently.
-        block: Cotangents in one backward pass.
+        block: Cotangents per backward pass.
     """
     while plan.ruled:
         tape, logits = _forward(model, inputs, plan, sums)
@@ -166,14 +166,14 @@ def add_chunk(
 def _forward(
     model: nn.Module, inputs: Any, plan: Plan, sums: dict[str, Tensor], checking: bool = False
 ) -> tuple[Tape, Tensor]:
-    """Run the model under a tape; only what the rules take requires a gradient."""
+    """Run the model under a tape; only parameters that the rules take require a gradient."""
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
     samples = count(inputs)
 
     def accepts(name: str, shape: Shape) -> bool:
         if checking:
             return (name, shape) not in plan.refused
-        return samples == 1 or plan.uses.get(name) == shape  # all rows belong to a single sample
+        return samples == 1 or plan.uses.get(name) == shape  # all rows belong to one sample
 
     tape = Tape(RULES, sums, names, samples, accepts, checking=checking)
     refresh(model)
@@ -184,7 +184,7 @@ def _forward(
 def _backward(
     tape: Tape, logits: Tensor, vectors: Tensor, batched: bool, retain: bool = False
 ) -> None:
-    """Run the cotangents, (M, P, K), through the whole graph; the tape does the rest."""
+    """Propagate the cotangents, (M, P, K), through the whole graph; the tape adds the squares."""
     leaves = list(_variables(logits).values())
     if not leaves:
         return
@@ -201,11 +201,11 @@ def _backward(
 
 
 def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
-    """Parameters that the rules must not take after all, in the model's order.
+    """List the parameters that the rules must not take, in the model's order.
 
-    Those used more than once (the square of a sum is not the sum of the squares), those still in
-    the autograd graph (used by a function without a rule), and those whose input was changed in
-    place after it was used.
+    These are used more than once (the square of a sum is not the sum of the squares), still in the
+    autograd graph (used by a function without a rule), or have an input that was modified in place
+    after its use.
     """
     names = {id(parameter): name for name, parameter in plan.ruled.items()}
     found = {name for name, shapes in tape.uses.items() if len(shapes) > 1}
@@ -217,7 +217,7 @@ def _conflicts(tape: Tape, logits: Tensor, plan: Plan) -> list[str]:
 
 
 def _variables(output: Tensor) -> dict[int, Tensor]:
-    """The leaf tensors in the autograd graph of `output`, by id."""
+    """Return the leaf tensors in the autograd graph of `output`, by id."""
     pending: list[Any] = [output.grad_fn]
     seen: set[Any] = set()
     leaves: dict[int, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Borrow a model for a pass over the samples and give it back as it was."""
+"""Borrow a model for a pass over the samples and restore it afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from coin_hf.networks.modes import restored
 def borrowed(model: nn.Module) -> Iterator[nn.Module]:
     """Put `model` in eval mode with every parameter requiring a gradient, then undo it.
 
-    Modes, `requires_grad` flags and the caller's random state come back also after an exception.
-    `.grad` needs no care: nothing here calls `backward`.
+    Modes, `requires_grad` flags and the caller's random state are restored even after an exception.
+    `.grad` is untouched: nothing here calls `backward`.
 
     Args:
         model: The network to borrow.
@@ -33,10 +33,10 @@ def borrowed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def refresh(model: nn.Module) -> None:
-    """Make a model forget what it has computed from its parameters for eval mode.
+    """Clear what a model has cached from its parameters for eval mode.
 
-    Some keep a bias looked up from its table (LeViT): with the graph of an earlier pass, or none,
-    the table would seem to be used in no later one.
+    Some cache a bias looked up in a table (LeViT): with the graph of an earlier pass, or none, the
+    table would seem unused in every later one.
     """
     model.train()
     model.eval()

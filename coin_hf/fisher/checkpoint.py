@@ -1,4 +1,4 @@
-"""A Fisher half done: what one process has summed up so far, and who keeps it."""
+"""A partial Fisher: the sums of one process so far, and the interface that stores them."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,18 +12,18 @@ class Partial:
 
     done: int
     batch_size: int
-    """Samples of a chunk; going on with another size would round differently."""
+    """Samples per chunk; resuming with another size would round differently."""
     block: int
-    """Cotangents of a backward pass, for the same reason."""
+    """Cotangents per backward pass, for the same reason."""
     sums: dict[str, Tensor]
     """Name -> running sum of squares, of the parameter's shape."""
 
 
 class Checkpoint(Protocol):
-    """Keeps the partial sums of one process, so that a run can go on after it was stopped."""
+    """Stores the partial sums of one process, so that a stopped run can resume."""
 
     def load(self) -> Partial | None:
-        """Return what was kept, or None to begin."""
+        """Return the stored sums, or None to start anew."""
 
     def save(self, partial: Partial, *, final: bool) -> None:
-        """Take notice of a finished chunk; the last one is `final`."""
+        """Record a finished chunk; the last one is `final`."""

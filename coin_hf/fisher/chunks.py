@@ -1,4 +1,4 @@
-"""How many samples and cotangents go through the network at once; the chunks they come in."""
+"""Choose how many samples and cotangents run at once, and split the samples into chunks."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,33 +11,33 @@ from coin_hf.fisher.batched_backward import Plan
 from coin_hf.networks.inputs import take, to_device
 
 CPU_GRADIENTS = 2**25
-"""Bytes of gradients alive at once aimed at on a CPU: larger blocks only miss the caches. A
+"""Target for the bytes of gradients alive at once on a CPU: larger blocks only miss the caches. A
 gradient counts as the geometric mean of the widest activation and the average one: by that measure
-ResNet50, ViT, EfficientNet and ConvNeXt are all fastest at about this number."""
+ResNet50, ViT, EfficientNet and ConvNeXt are all fastest near this value."""
 CPU_SAMPLES, DEVICE_SAMPLES = 32, 256
-"""Samples of a chunk at most: from here on, larger products no longer run faster."""
+"""Most samples per chunk: beyond this, larger products run no faster."""
 WIDE = 64
-"""Cotangents of one backward pass at most."""
+"""Most cotangents per backward pass."""
 ALIVE = 3
-"""Gradients as large as the widest activation that a backward pass holds at once, about."""
+"""Gradients of the widest activation's size that a backward pass holds at once, roughly."""
 
 
 def chunk_sizes(
     plan: Plan, samples: int, cotangents: int, *, batch_size: int | None, device: torch.device
 ) -> tuple[int, int]:
-    """Choose the samples of a chunk and the cotangents of a backward pass.
+    """Choose the samples per chunk and the cotangents per backward pass.
 
     A chunk of P samples and M cotangents holds about P * activations + 3 * P * M * widest bytes.
 
     Args:
-        plan: The network's plan, which says what a sample costs.
-        samples: How many there are; they are spread evenly over the chunks.
+        plan: The network's plan, with the memory cost of a sample.
+        samples: Number of samples, spread evenly over the chunks.
         cotangents: M, of the whole estimate.
-        batch_size: Samples of a chunk, if the caller has chosen.
-        device: Where it runs.
+        batch_size: Samples per chunk, if the caller has chosen.
+        device: The device of the computation.
 
     Returns:
-        Samples of a chunk, cotangents of a backward pass.
+        Samples per chunk, cotangents per backward pass.
     """
     budget = _free_bytes(device)
     gradients = ALIVE * plan.widest
@@ -54,11 +54,11 @@ def chunk_sizes(
 
 
 def keep_freed_memory() -> None:
-    """Let the heap of Linux's C library keep what a pass frees, until the pass needs it again.
+    """Make Linux's C library keep the memory that a pass frees, for its next use.
 
-    It gives freed memory back to the system at once, which clears every page anew at the next use.
-    How much it keeps, it learns from the largest block that was freed: here is one of the largest
-    that it learns from, 32 MiB, never touched. Elsewhere this does nothing. See mallopt(3),
+    By default it returns freed memory to the system at once, which clears every page anew at the
+    next use. How much it keeps adapts to the largest block freed so far: this frees one of the
+    largest size that counts, 32 MiB, never touched. Elsewhere this does nothing. See mallopt(3),
     M_MMAP_THRESHOLD.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
@@ -67,13 +67,13 @@ def keep_freed_memory() -> None:
 def chunks(
     inputs: Any, indices: Sequence[int], size: int, device: torch.device
 ) -> Iterator[tuple[Sequence[int], Any]]:
-    """Cut samples into chunks on the device; on CUDA the next one travels during this one's work.
+    """Split samples into chunks on the device; on CUDA the next is copied while this one runs.
 
     Args:
-        inputs: A tensor (P, ...) or a dict of them, anywhere.
+        inputs: A tensor (P, ...) or a dict of them, on any device.
         indices: The samples to take, in order.
-        size: Samples of a chunk.
-        device: Where they are needed.
+        size: Samples per chunk.
+        device: The target device.
 
     Yields:
         The chunk's indices and its samples.
@@ -100,19 +100,19 @@ def chunks(
 
 
 def _pinned(batch: Any) -> Any:
-    """Page-locked copies, which can be sent without stopping the device."""
+    """Return page-locked copies, which can be sent without stalling the device."""
     if isinstance(batch, dict):
         return {name: _pinned(value) for name, value in batch.items()}
     return batch if batch.is_cuda else batch.pin_memory()
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Bytes that a chunk may take: a part of what is free, for others live there too."""
+    """Return the bytes that a chunk may take: a fraction of the free memory, which others share."""
     if device.type == "cuda":
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(0.25 * torch.mps.recommended_max_memory())
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError):  # not every system tells
+    except (ValueError, OSError):  # not every system reports it
         return 2**29

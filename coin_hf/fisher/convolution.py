@@ -1,4 +1,4 @@
-"""A convolution as the matrix product it is where its maps are tiny, and what meets where."""
+"""Convolve by a matrix product where maps are tiny; list which positions each tap connects."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,8 +13,9 @@ from coin_hf.fisher.vector_jacobian import linear_map, with_gradient
 from coin_hf.networks.patches import as_tuple, patches
 
 FEW = 16
-"""Products of input and output positions up to which the dense matrix is faster than a convolution,
-which multiplies the padding too: 9 products for each useful one in a 3x3 kernel on one position."""
+"""Largest product of input and output positions at which the dense matrix is faster than a
+convolution, which multiplies the padding too: 9 products per useful one for a 3x3 kernel on one
+position."""
 
 
 def convolve(
@@ -36,11 +37,11 @@ def convolve(
         inputs: Shape (B, C, *space).
         weight: Shape (O, C / groups, *kernel).
         bias: Shape (O,) or None.
-        stride: Of the convolution.
-        padding: Of the convolution.
-        dilation: Of the convolution.
-        groups: Of the convolution.
-        once: The result and its gradient are needed once: no dense matrix is made.
+        stride: Stride of the convolution.
+        padding: Padding of the convolution.
+        dilation: Dilation of the convolution.
+        groups: Groups of the convolution.
+        once: Whether the result and its gradient are needed only once: no dense matrix is built.
 
     Returns:
         Shape (B, O, *space').
@@ -61,7 +62,7 @@ def convolve(
 
 
 def _every(inputs: Tensor, steps: Sequence[int]) -> Tensor:
-    """Take every so many positions of (B, *space, C)."""
+    """Take strided positions of (B, *space, C)."""
     if all(step == 1 for step in steps):
         return inputs
     chosen = (slice(None), *(slice(None, None, step) for step in steps))
@@ -69,7 +70,7 @@ def _every(inputs: Tensor, steps: Sequence[int]) -> Tensor:
         return inputs[chosen]
     shape, of_each = inputs.shape, (slice(None), *chosen)
 
-    def pull(gradient: Tensor) -> Tensor:  # torch's own makes a whole map for each axis
+    def pull(gradient: Tensor) -> Tensor:  # torch's own makes a full map per axis
         whole = gradient.new_zeros(len(gradient), *shape)
         whole[of_each] = gradient
         return whole
@@ -104,18 +105,18 @@ def _convolve_few(
 def taps(
     space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> tuple[tuple[int, ...], list[list[tuple[int, int]]]]:
-    """Say what meets in each output position of a convolution.
+    """List the input positions and taps of each output position of a convolution.
 
     Args:
-        space: Extents of the input, n of them.
-        kernel: Extents of the kernel, n of them.
-        stride: Of the convolution, one number or n.
-        padding: Of the convolution, one number or n or "same" or "valid".
-        dilation: Of the convolution, one number or n.
+        space: Extents of the input, n numbers.
+        kernel: Extents of the kernel, n numbers.
+        stride: Stride of the convolution, one number or n.
+        padding: Padding of the convolution, one number or n, or "same" or "valid".
+        dilation: Dilation of the convolution, one number or n.
 
     Returns:
         Extents of the output, and for each of its positions the pairs (input position, tap) that
-        meet there, but for padding.
+        contribute to it, padding excluded.
     """
     return _taps(*_settings(space, kernel, stride, padding, dilation))
 
@@ -123,14 +124,14 @@ def taps(
 def by_tap(
     space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> list[tuple[list[int], list[int]]]:
-    """Say the same by tap: its output positions, ascending, and the input position at each."""
+    """List the same by tap: its output positions, ascending, and the input position for each."""
     return _by_tap(*_settings(space, kernel, stride, padding, dilation))
 
 
 def _settings(
     space: Sequence[int], kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
 ) -> tuple[Any, ...]:
-    """The same arguments in one form, that a cache can hold."""
+    """Return the arguments in one hashable form, for the caches."""
     n = len(kernel)
     pads = padding if isinstance(padding, str) else as_tuple(padding, n)
     return tuple(space), tuple(kernel), as_tuple(stride, n), pads, as_tuple(dilation, n)

@@ -18,7 +18,7 @@ from coin_hf.networks.inputs import count, take, to_device
 from coin_hf.networks.processes import Processes
 
 
-@torch.inference_mode(False)  # the caller may be in it
+@torch.inference_mode(False)  # the caller may be in inference mode
 def diagonal_fisher(
     model: nn.Module,
     inputs: Tensor | Mapping[str, Tensor],
@@ -33,42 +33,43 @@ def diagonal_fisher(
     checkpoint: Checkpoint | None = None,
     self_check: bool = False,
 ) -> dict[str, Tensor]:
-    """Compute diag E_x[J^T J], J the Jacobian of the raw logits by the parameters.
+    """Compute diag E_x[J^T J], J the Jacobian of the raw logits w.r.t. the parameters.
 
         F = (1/P) sum_l sum_k (d f_k(x_l) / d theta)^2                exact
         F = (1/P) sum_l sum_j (d v_{jl}^T f(x_l) / d theta)^2         probe
 
-    with, for each sample, `probes` orthonormal vectors v_{jl} of length sqrt(K / probes). One
-    forward and one batched backward pass of activations for each chunk of samples; the squares are
-    formed from layer inputs and output gradients (see `rules` and `squares`), so neither memory
-    nor time holds P or K gradients of the weights. Accumulated in float32, or float64 where the
-    model is. The same for every batch size and number of processes, but for rounding.
+    with, for each sample, `probes` orthogonal vectors v_{jl} of length sqrt(K / probes). Each chunk
+    of samples takes one forward and one batched backward pass of activations. The squares are
+    formed from layer inputs and output gradients (see `rules` and `squares`), without holding P or
+    K gradients of the weights. Sums are in float32, or float64 for a float64 model. The result is
+    the same for every batch size and number of processes, up to rounding.
 
     Source: arXiv:2409.01420, eq. (16).
 
     Args:
-        model: A classifier of any architecture, on one device. It is put in eval mode for the
-            time of the call; modes, flags, gradients and the random state are left as they were.
+        model: A classifier of any architecture, on one device. It runs in eval mode; modes, flags,
+            gradients and the random state are restored.
         inputs: P samples: a tensor (P, ...), or a mapping of keyword arguments (P, ...), such as
             what a tokenizer returns. With an accelerator, the same P samples in every process.
         estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact up
             to 64 classes. As in a recipe.
-        probes: Random directions for each sample, used by `probe` only. As in a recipe.
-        batch_size: Samples in one pass; by default what fits in memory.
-        seed: Of the probes; a sample's probes depend on it and on the sample's position alone.
-        accelerator: An `accelerate.Accelerator` whose processes share the samples out.
+        probes: Random directions per sample, used by `probe` only. As in a recipe.
+        batch_size: Samples per pass; by default as many as fit in memory.
+        seed: Seed of the probes; a sample's probes depend only on it and the sample's position.
+        accelerator: An `accelerate.Accelerator` whose processes share the samples.
         progress: Show a bar on stderr, in the main process.
-        offload: Keep the sums in the CPU's memory, for a model that fills its device.
-        checkpoint: Where partial sums are kept, so that a run can go on after it was stopped.
+        offload: Keep the sums in CPU memory, for a model that fills its device.
+        checkpoint: Stores partial sums, so that a stopped run can resume.
         self_check: First compare with plain autograd, in float64, on two samples.
 
     Returns:
-        For each parameter by name a tensor of its shape, on the CPU, float32 or float64, >= 0: the
-        mean over samples of the sum over classes.
+        Parameter name -> tensor of its shape, on the CPU, float32 or float64, >= 0: the mean over
+        samples of the sum over classes.
 
     Raises:
-        ValueError: If there are no samples or no parameters, the keyword arguments differ in
-            length, a number is below 1, the estimator is unknown, or a value is not finite.
+        ValueError: If there are no samples or no parameters, a parameter is not floating-point, the
+            keyword arguments differ in length, `probes` or `batch_size` is below 1, the estimator
+            is unknown, or a value is not finite.
         RuntimeError: If the self-check fails.
 
     Example:
@@ -81,7 +82,7 @@ def diagonal_fisher(
     inputs = _plain(inputs)
     total, parameters = count(inputs), dict(model.named_parameters())
     _check(total, parameters, probes=probes, batch_size=batch_size)
-    resolve_estimator(1, estimator)  # refuses an unknown name before anything is computed
+    resolve_estimator(1, estimator)  # reject an unknown name before computing anything
     device = next(iter(parameters.values())).device
     processes = Processes.of(accelerator)
     if self_check:
@@ -113,7 +114,7 @@ def diagonal_fisher(
         if processes.world > 1:
             value = processes.sum(value.to(device))
         fisher[name] = value.div_(total).cpu()
-        # Nothing is negative, and `max` is NaN where there is one: one pass over the memory.
+        # No entry is negative, and `max` propagates NaN: one pass over the memory.
         if value.numel() and not fisher[name].max().isfinite():
             raise ValueError(
                 f"the Fisher of '{name}' is not finite: the weights or outputs are too large for "
@@ -134,7 +135,7 @@ def _add_samples(
     checkpoint: Checkpoint | None,
     bar: Any,
 ) -> None:
-    """Add this process's samples, from where `partial` stands; cotangents go by global index."""
+    """Add this process's samples after `partial.done`; cotangents are indexed globally."""
     if device.type == "cpu":
         keep_freed_memory()
     if partial.done < len(mine):
@@ -159,7 +160,7 @@ def _add_samples(
 
 
 def _plain(inputs: Any) -> Any:
-    """A tensor or a dict of tensors of one length, cut off from the graph they come from."""
+    """Return a tensor or a dict of tensors of one length, detached from their graph."""
     if not isinstance(inputs, Mapping):
         return inputs.clone() if inputs.is_inference() else inputs.detach()
     lengths = {name: len(value) for name, value in inputs.items()}
@@ -169,7 +170,7 @@ def _plain(inputs: Any) -> Any:
 
 
 def _two(inputs: Any, mine: Sequence[int]) -> list[int]:
-    """The first sample and one that is not its copy: it would not show an influence on others."""
+    """Pick the first sample and one that differs: a copy would hide an influence on others."""
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     for index in mine[1:]:
         if not all(torch.equal(part[mine[0]], part[index]) for part in parts):

@@ -1,4 +1,4 @@
-"""Which directions of the logits are differentiated."""
+"""Choose the directions of the logits to differentiate."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,11 +12,11 @@ AUTO_CLASSES = 64  # "auto" is exact up to this K: 64 cotangents still fit besid
 
 
 def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
-    """Say which estimator a network with K classes gets.
+    """Choose the estimator for a network with K classes.
 
     Args:
         num_classes: K.
-        estimator: What was asked for; "auto" is "exact" for K <= 64 and "probe" above.
+        estimator: The requested one; "auto" is "exact" for K <= 64 and "probe" above.
 
     Returns:
         "exact" or "probe".
@@ -42,15 +42,15 @@ def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
 def cotangents_for(
     logits: Tensor, indices: Sequence[int], *, estimator: Estimator, probes: int, seed: int
 ) -> Tensor:
-    """The cotangents of one chunk.
+    """Return the cotangents of one chunk.
 
     Args:
         logits: Shape (P, K); its values do not matter.
         indices: Global positions of the P samples.
         estimator: "exact", "probe" or "auto".
-        probes: Probes per sample, used by "probe" only; from K on the unit vectors are taken,
+        probes: Probes per sample, used by "probe" only; from K on the unit vectors are used,
             which are as good as any other K orthonormal vectors.
-        seed: Of the probes.
+        seed: Seed of the probes.
 
     Returns:
         Shape (M, P, K), M = K (exact) or M = probes.

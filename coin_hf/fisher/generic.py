@@ -1,4 +1,4 @@
-"""The fallback: per-sample gradients of whatever parameters, by autograd and nothing else."""
+"""The fallback: per-sample gradients of any parameters by plain autograd."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +28,8 @@ def add_generic(
 ) -> None:
     """Add sum_l sum_m (d v_{m,l}^T f(x_l) / d theta)^2 for any use of any parameter.
 
-    One sample at a time, so that nothing has to be known about where a parameter is used or how
-    often; its M cotangents run as one batched backward in blocks whose gradients fit in `BLOCK`.
+    It takes one sample at a time, so it need not know where or how often a parameter is used. The M
+    cotangents run as a batched backward pass, in blocks whose gradients fit in `BLOCK`.
 
     Args:
         sums: Name -> running sum, of the parameter's shape; changed in place.
@@ -44,7 +44,7 @@ def add_generic(
     block = max(1, BLOCK // sum(leaf.numel() for leaf in leaves))
     for position in range(count(inputs)):
         refresh(model)
-        # Fused attention cannot be batched over cotangents; of the rules, one is for the forward.
+        # Fused attention cannot be batched over cotangents; BatchNorm's rule is for the forward.
         tape = Tape({F.batch_norm: batch_norm}, {}, {}, 1, lambda name, shape: False)
         with sdpa_kernel(SDPBackend.MATH), tape:
             logits = call(model, take(inputs, slice(position, position + 1)))
@@ -54,11 +54,11 @@ def add_generic(
 
 
 def batched_grad(logits: Tensor, leaves: Sequence[Tensor], vectors: Tensor) -> Sequence[Tensor]:
-    """Gradients of v_m^T logits for a block of cotangents; the graph is kept.
+    """Return the gradients of v_m^T logits for a block of cotangents; the graph is kept.
 
     Args:
         logits: Shape (P, K).
-        leaves: What to differentiate by.
+        leaves: The tensors to differentiate with respect to.
         vectors: Shape (M, P, K).
 
     Returns:

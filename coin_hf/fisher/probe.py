@@ -2,8 +2,8 @@
 
 For V of shape (K, m) with E[V V^T] = I, E[sum_j (v_j^T J)^2] is the diagonal of J^T J. The columns
 of V are m orthonormal vectors, uniform in direction, times sqrt(K / m): no direction is counted
-twice, which makes the error smaller than that of independent signs or Gaussians at equal cost, and
-zero at m = K.
+twice, so the error is smaller than that of independent signs or Gaussians at equal cost, and zero
+at m = K.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ def cotangents(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Scaled orthonormal probes, drawn for each sample from its own index.
+    """Draw scaled orthonormal probes for each sample from its own index.
 
     Args:
         indices: Positions of the P samples among all samples: a sample gets the same probes in
-            whatever batch and on whatever process it is computed.
+            any batch and on any process.
         classes: K.
         probes: m, at most K.
-        seed: Of all draws.
-        dtype: Of the logits.
-        device: Of the logits.
+        seed: Seed of all draws.
+        dtype: Dtype of the logits.
+        device: Device of the logits.
 
     Returns:
         Shape (m, P, K).

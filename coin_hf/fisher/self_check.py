@@ -1,4 +1,4 @@
-"""The engine against plain autograd, on the user's own model."""
+"""Check the engine against plain autograd, on the user's own model."""
 
 import copy
 from typing import Any
@@ -23,8 +23,8 @@ ROUNDING = 1e-20
 def check_engine(model: nn.Module, inputs: Any) -> None:
     """Compare the engine with a backward pass for each sample and cotangent.
 
-    In float64, on a copy of the model: in float32 the gates of a ReLU flip with the rounding, and
-    both ways are off.
+    Both run in float64, on a copy of the model: in float32 rounding flips the gates of a ReLU, and
+    both are off.
 
     Args:
         model: The classifier.
@@ -55,7 +55,7 @@ def check_engine(model: nn.Module, inputs: Any) -> None:
         plan = make_plan(twin, inputs)
         add_chunk(fast, twin, inputs, vectors, plan, block=DIRECTIONS)
         add_generic(slow, twin, inputs, vectors, parameters)
-    # A gradient that is zero but for rounding (a key's bias under a softmax) has no digits.
+    # A gradient that is zero but for rounding (a key's bias under a softmax) has no correct digits.
     noise = ROUNDING * max(expected.max() for expected in slow.values())
     wrong = [
         name

@@ -1,14 +1,14 @@
 """Sums of squared per-sample gradients, without forming the gradients.
 
-A weight that multiplies an input a[l, t] (T positions a sample) receives from cotangent m the
+A weight that multiplies an input a[l, t] (T positions per sample) receives from cotangent m the
 per-sample gradient J[m, l] = sum_t g[m, l, t] a[l, t]^T. The Fisher needs the sum over m and l of
-its *square*, taken after the sum over t. Two ways, the cheaper by operation count is taken:
+its *square*, taken after the sum over t. Of two methods, the one with fewer operations is used:
 
     few t    sum_m (sum_t g_t a_t)^2 = sum_{t,t'} (sum_m g_t g_t') (a_t a_t'), M drops out
-    else     J itself, one sample after the other, in a buffer that stays in the cache
+    else     J itself, one sample at a time, in a buffer that stays in the cache
 
-A convolution is such a map of its patches, and in the first way one for each of its taps, of those
-positions alone whose input lies inside the map.
+A convolution is such a map of its patches; in the first method it is one map per tap, over only
+those positions whose input is not padding.
 
 Shapes: M cotangents, P samples, T positions, O outputs, I inputs.
 """
@@ -22,15 +22,15 @@ from torch import Tensor
 
 from coin_hf.networks.matmul import product
 
-CACHE = 512 * 1024  # elements of J alive at once in the direct way: they are read again at once
+CACHE = 512 * 1024  # elements of J alive at once in the direct method: they are reread at once
 LARGE = 2**26  # the same on an accelerator
 PAIRS = 2**20  # elements of products of two positions alive at once
 PULLED = 2**24  # elements of pulled-back gradients alive at once
-SQUARE = 20  # squaring and adding one element of J, in multiply-adds of a matrix product
-PAIR = 35  # multiplying and adding an element of a pair of positions, in the same
+SQUARE = 20  # cost of squaring and adding one element of J, in multiply-adds of a matrix product
+PAIR = 35  # cost of multiplying and adding an element of a pair of positions, in the same
 
 Meeting = tuple[list[int], list[int]]
-"""What a tap sees: output positions, ascending, and the input position that meets each of them."""
+"""The positions of a tap: output positions, ascending, and the input position for each."""
 
 
 def add_products(
@@ -57,7 +57,7 @@ def add_products(
         return
     if by_pairs:
         add_pairs(total[..., None], gradient, inputs, everywhere)
-    else:  # many samples at once, which an accelerator needs to be busy
+    else:  # many samples at once, to keep an accelerator busy
         add_grouped_products(total[None], gradient[:, :, None], inputs[:, None])
     if bias is not None:
         bias += gradient.sum(2).square_().sum((0, 1))
@@ -84,7 +84,7 @@ def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequenc
     for g, a in zip(gradient.split(step, 1), inputs.split(step), strict=True):
         grams = position_pairs(g, mirrored=True)  # (p, pairs, O)
         for tap, (seen, pairs) in enumerate(by_tap):
-            if len(pairs) == 0:  # a tap that sees padding alone
+            if len(pairs) == 0:  # a tap that sees only padding
                 continue
             products = position_pairs(a[None, :, seen])  # (p, pairs, C)
             part = grams if len(pairs) == len(first) else grams[:, pairs]
@@ -92,10 +92,10 @@ def add_pairs(total: Tensor, gradient: Tensor, inputs: Tensor, meetings: Sequenc
 
 
 def _contracted(left: Tensor, right: Tensor) -> Tensor:
-    """sum_r left[r,o] right[r,c], shape (O, C).
+    """Return sum_r left[r,o] right[r,c], shape (O, C).
 
-    `product` turns its rows in memory, not the matrix: let the rows be the fewer, unless it costs
-    more to turn the result.
+    `product` transposes its rows in memory, not the matrix: make the smaller side the rows, unless
+    transposing the result costs more.
     """
     rows, outputs, inputs = *left.shape, right.shape[1]
     if rows * outputs <= rows * inputs + outputs * inputs:
@@ -104,7 +104,7 @@ def _contracted(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor]:
-    """The input positions of a tap, and the numbers of the pairs of its output positions."""
+    """Return a tap's input positions and the indices of its pairs of output positions."""
     t, s = (torch.tensor(each, dtype=torch.long, device=number.device) for each in meeting)
     first, second = torch.triu_indices(len(t), len(t), device=number.device)
     return s, number[t[first], t[second]]
@@ -113,7 +113,7 @@ def _pairs_of(meeting: Meeting, number: Tensor) -> tuple[Tensor, Tensor]:
 def add_jacobians(
     total: Tensor, gradient: Tensor, inputs: Tensor, bias: Tensor | None = None
 ) -> None:
-    """Add the same as `add_products`, by the per-sample gradients themselves.
+    """Add the same as `add_products`, from the per-sample gradients themselves.
 
     Args:
         total: Shape (O, I), changed in place.
@@ -123,7 +123,7 @@ def add_jacobians(
     """
     cotangents, samples, positions, outputs = gradient.shape
     columns = inputs.transpose(1, 2)  # (P, I, T)
-    if bias is not None:  # it is the weight of one more input, which is always 1
+    if bias is not None:  # the weight of one more input, always 1
         columns = torch.cat([columns, columns.new_ones(samples, 1, positions)], 1)
     columns = columns.contiguous()
     width = columns.shape[1]
@@ -168,8 +168,8 @@ class Elementwise:
 
     Attributes:
         samples: P.
-        factor: Gives the factor, shape (P * R, ...) of the output, or None for ones.
-        trailing: Axes of the output behind those that w is aligned with.
+        factor: Returns the factor, of the output's shape (P * R, ...); None for ones.
+        trailing: Number of output axes after those that w is aligned with.
     """
 
     samples: int
@@ -181,7 +181,7 @@ class Elementwise:
         self.add(total, None, gradient)
 
     def add(self, total: Tensor, bias: Tensor | None, gradient: Tensor) -> None:
-        """Add also those of a bias of the same shape, y = w * factor + b: g is read but once."""
+        """Add also the squares of a bias of w's shape, y = w * factor + b, reading g only once."""
         gradient, factor, kept, summed = self._aligned(total.shape, gradient)
         if not summed:
             squared = gradient.square().sum(0)
@@ -209,14 +209,14 @@ class Elementwise:
     def _aligned(
         self, shape: Sequence[int], gradient: Tensor
     ) -> tuple[Tensor, Tensor | None, list[int], list[int]]:
-        """G as (M, P, R, *sample), the factor as (P, R, *sample), axes kept and summed of it."""
+        """Return g as (M, P, R, *sample), factor as (P, R, *sample), axes kept and axes summed."""
         rows = (self.samples, gradient.shape[1] // self.samples)
         factor = None
         if self.factor is not None:
             factor = self.factor().to(gradient.dtype).unflatten(0, rows)
         gradient = gradient.unflatten(1, rows)
         sample = gradient.shape[2:]
-        if len(shape) == len(sample):  # (1, ...): w has no axis of samples either
+        if len(shape) == len(sample):  # (1, ...): w has no sample axis either
             shape = shape[1:]
         aligned = (1,) * (len(sample) - len(shape) - self.trailing) + tuple(shape)
         aligned += (1,) * self.trailing
@@ -231,7 +231,7 @@ def _summed(values: Tensor, kept: Sequence[int], summed: Sequence[int]) -> Tenso
         return values.reshape(len(values), -1)
     if not kept or any(values.stride(axis + 1) == 1 for axis in kept):
         return values.sum([axis + 1 for axis in summed]).reshape(len(values), -1)
-    # Along the axes innermost in memory a product with ones is several times faster than `sum`.
+    # Over the axes innermost in memory, a product with ones is several times faster than `sum`.
     extents = values.shape[1:]
     single = [axis for axis, extent in enumerate(extents) if extent == 1]
     order = [0, *(axis + 1 for axis in (*kept, *single, *summed))]
@@ -242,14 +242,14 @@ def _summed(values: Tensor, kept: Sequence[int], summed: Sequence[int]) -> Tenso
 def pull_back(
     square: Elementwise, derived: Tensor, parameter: Tensor, total: Tensor, gradient: Tensor
 ) -> None:
-    """Add the squares for a parameter behind a derived tensor.
+    """Add the squares of a parameter behind a derived tensor.
 
     Args:
         square: How the derived tensor is used.
         derived: The tensor, with its autograd graph.
         parameter: One of the leaves of that graph.
         total: Running sum of the parameter's shape, changed in place.
-        gradient: Of the output, shape (M, P * R, ...).
+        gradient: Gradient of the output, shape (M, P * R, ...).
     """
     rows = square.of_each(derived.shape, gradient).flatten(0, 1).to(derived.dtype)
 
@@ -261,10 +261,10 @@ def pull_back(
 
 
 def pairs_pay(meetings: Sequence[Meeting], cotangents: int, outputs: int, inputs: int) -> bool:
-    """Whether the pairs of positions cost less than the per-sample gradients.
+    """Return whether pairs of positions cost less than the per-sample gradients.
 
     Args:
-        meetings: Of each tap.
+        meetings: The positions of each tap.
         cotangents: M.
         outputs: O.
         inputs: C, channels of a tap.
@@ -277,11 +277,11 @@ def pairs_pay(meetings: Sequence[Meeting], cotangents: int, outputs: int, inputs
 
 
 def position_pairs(values: Tensor, *, mirrored: bool = False) -> Tensor:
-    """sum_m v[m,l,t,o] v[m,l,t',o] for all t <= t'.
+    """Return sum_m v[m,l,t,o] v[m,l,t',o] for all t <= t'.
 
     Args:
         values: v, shape (M, P, T, O).
-        mirrored: A pair of t and t' stands for t' and t too: twice the sum.
+        mirrored: Whether a pair (t, t') also counts for (t', t): twice the sum.
 
     Returns:
         Shape (P, T (T + 1) / 2, O).
@@ -306,7 +306,7 @@ def position_pairs(values: Tensor, *, mirrored: bool = False) -> Tensor:
 
 
 def pairs_at_once(values: Tensor, *, mirrored: bool = False) -> Tensor:
-    """The same by one batched product of twice as many numbers: calls cost an accelerator more.
+    """Return the same by one batched product, twice the work: calls cost an accelerator more.
 
     Args:
         values: v, shape (M, P, T, O).
@@ -324,10 +324,10 @@ def pairs_at_once(values: Tensor, *, mirrored: bool = False) -> Tensor:
 
 
 def _reached(gradient: Tensor) -> Tensor | None:
-    """Positions with a gradient, where they are few (a ViT's last block: the class token), or None.
+    """Return the positions with a gradient if few (a ViT's last block: the class token), or None.
 
-    All of them are searched only if the first sample promises to drop at least half. Sums of
-    absolute values: `any` of floats is several times slower.
+    All are searched only if the first sample promises to drop at least half. Sums of absolute
+    values: `any` on floats is several times slower.
     """
     positions = gradient.shape[2]
     if positions == 1 or 2 * int((gradient[0, 0].abs().sum(-1) != 0).sum()) > positions:
@@ -337,5 +337,5 @@ def _reached(gradient: Tensor) -> Tensor | None:
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float32, or float64 where the model computes in float64."""
+    """Return float32, or float64 if the model computes in float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32

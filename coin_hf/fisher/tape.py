@@ -19,13 +19,13 @@ class Tape(TorchFunctionMode):
     """Intercepts the torch functions called in a forward pass and applies the rules to them.
 
     A rule runs its function on detached parameters, so that no gradient of a weight is formed, and
-    leaves behind a callback that adds the squares once the gradient of the output arrives. A
-    parameter used by a function without a rule stays in the autograd graph: that is how
-    `engine` finds it, however it was used.
+    registers a callback that adds the squares once the gradient of the output arrives. A
+    parameter used by a function without a rule stays in the autograd graph, where
+    `batched_backward` finds it.
 
-    A tensor computed from parameters alone (a reshaped layer scale, a table of position biases
-    looked up) is *derived*: rules for elementwise use take it like a parameter, and its
-    per-sample gradient is pulled back to the parameters before it is squared.
+    A tensor computed from parameters alone (a reshaped layer scale, position biases looked up in a
+    table) is *derived*: rules for elementwise use treat it like a parameter, and its per-sample
+    gradient is pulled back to the parameters before it is squared.
 
     Args:
         rules: torch function -> rule.
@@ -37,13 +37,13 @@ class Tape(TorchFunctionMode):
         checking: Keep the gradients in `watched` instead of adding their squares.
 
     Attributes:
-        uses: Name -> shapes for one sample of the outputs of functions with a rule that used it.
-        saved: What the callbacks will read, its version at that time, and for which parameters.
+        uses: Name -> output shapes, per sample, of the functions with a rule that used it.
+        saved: Tensors that the callbacks read, their versions when saved, and for which parameters.
         derived: id of a derived tensor -> that tensor and the parameters it comes from.
         watched: Uses and gradient of each output, when `checking`.
-        reached: Names of the parameters behind these.
+        reached: Names of the parameters in `watched`.
         sizes: Bytes of each watched output.
-        retain: Whether the callbacks are needed once more; if not, what they hold is let go.
+        retain: Whether the callbacks are needed again; if not, they release what they hold.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Tape(TorchFunctionMode):
         return bool(self.sources(tensor))
 
     def takes_any(self, *tensors: Any) -> bool:
-        """Whether it takes one of these."""
+        """Whether the rules may take any of the tensors."""
         return any(self.takes(tensor) for tensor in tensors)
 
     def detached(self, tensor: Any, *, direct: bool = False) -> Any:
-        """Without its gradient if the rules take it (`direct`: only a parameter), else as it is."""
+        """Detach a tensor that the rules take (`direct`: parameters only); return others as is."""
         takes = self.takes(tensor) and not (direct and self.is_derived(tensor))
         return tensor.detach() if takes else tensor
 
@@ -101,13 +101,13 @@ class Tape(TorchFunctionMode):
         return id(tensor) in self.derived
 
     def sources(self, tensor: Any) -> dict[str, Tensor]:
-        """The parameters behind a parameter or a derived tensor, by name; none for all others."""
+        """Return the parameters behind a parameter or derived tensor, by name; none for others."""
         if id(tensor) in self.names:
             return {self.names[id(tensor)]: tensor}
         return self.derived[id(tensor)][1] if id(tensor) in self.derived else {}
 
     def _derive(self, output: Any, arguments: Sequence[Any]) -> None:
-        """Note outputs whose gradient leads to parameters alone."""
+        """Record outputs whose gradient leads to parameters alone."""
         given = [tensor for tensor in _tensors(arguments) if tensor.requires_grad]
         sources = [self.sources(tensor) for tensor in given]
         if sources and all(sources):
@@ -117,9 +117,9 @@ class Tape(TorchFunctionMode):
                     self.derived[id(tensor)] = (tensor, merged)
 
     def _chosen(self, squares: dict[Any, Any]) -> dict[Any, Any]:
-        """Choose the squares of what may be taken, each parameter once.
+        """Select the squares of what may be taken, each parameter once.
 
-        A derived tensor is taken elementwise only, and by itself.
+        A derived tensor is taken only elementwise, and only by itself.
         """
         chosen: dict[Any, Any] = {}
         done: set[int] = set()
@@ -143,17 +143,17 @@ class Tape(TorchFunctionMode):
         saved: list[Tensor],
         squares: dict[Any, Any],
     ) -> Tensor | None:
-        """Arrange for the squares to be added when the gradient of `output` is known.
+        """Register the squares to be added when the gradient of `output` arrives.
 
         Args:
-            output: Of a function applied to detached parameters, shape (P * R, ...).
+            output: Output of a function on detached parameters, shape (P * R, ...).
             saved: Activations that the callbacks read.
             squares: Parameter, or tuple of parameters, -> callback (running sum of each, gradient
                 of shape (M, P * R, ...)); or derived tensor -> `Elementwise`. What the rules may
-                not take is left out; of a parameter that comes twice, the first counts.
+                not take is skipped; for a repeated parameter, the first entry counts.
 
         Returns:
-            What the model gets in place of `output`, or None if this is not a use to take.
+            The output to give the model, or None if this use may not be taken.
         """
         shape = (len(output) // self.samples, *output.shape[1:])
         callbacks: list[tuple[list[str], Any]] = []
@@ -172,10 +172,10 @@ class Tape(TorchFunctionMode):
         self.saved += [(tensor, tensor._version, used) for tensor in saved]
         self.sizes.append(output.nbytes)
         if not output.requires_grad:
-            # Here the backward pass ends. The model may not change a leaf in place: a clone.
+            # The backward pass ends here. The model may not modify a leaf in place: clone it.
             output = output.detach().requires_grad_().clone()
         elif output._is_view():
-            # The model may change it in place, and then the hook on a view would be lost.
+            # If the model modified it in place, the hook on a view would be lost.
             output = output.clone()
 
         def consume(gradient: Tensor) -> None:
@@ -189,13 +189,13 @@ class Tape(TorchFunctionMode):
                 if all(total.device == gradient.device for total in totals):
                     square(*totals, gradient)
                     continue
-                # The running sums wait where there is more memory.
+                # The running sums are kept where there is more memory.
                 parts = [torch.zeros_like(total, device=gradient.device) for total in totals]
                 square(*parts, gradient)
                 for total, part in zip(totals, parts, strict=True):
                     total += part.to(total.device)
             if not self.retain:
-                callbacks.clear()  # and with them activations: the graph lives on until its end
+                callbacks.clear()  # and their activations: the graph itself lives until its end
 
         def hook(gradient: Tensor) -> None:
             Receive.apply(gradient, consume)
@@ -206,7 +206,7 @@ class Tape(TorchFunctionMode):
 
 @ready_signature
 class Receive(torch.autograd.Function):
-    """Hands a gradient to a callback, with the axis of cotangents in front.
+    """Passes a gradient to a callback, with the cotangent axis in front.
 
     In a batched backward pass a tensor hook sees the gradient of one cotangent; a vmap rule is the
     public way to see all M of them.
@@ -230,7 +230,7 @@ class Receive(torch.autograd.Function):
 
 
 def _tensors(arguments: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors among the arguments or results of a function, lists opened."""
+    """Yield the tensors among a function's arguments or results, also those inside lists."""
     for argument in arguments:
         if isinstance(argument, Tensor):
             yield argument

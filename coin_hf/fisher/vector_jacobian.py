@@ -1,4 +1,4 @@
-"""Functions whose gradient is worked out by a function of our own, for all cotangents at once."""
+"""Vector-Jacobian products for all cotangents at once."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -14,22 +14,22 @@ from coin_hf.networks.matmul import product
 def with_gradient(
     input: Tensor, function: Callable[[Tensor], Tensor], pull: Callable[..., Tensor], *saved: Tensor
 ) -> Tensor:
-    """Apply a function, and give its output a gradient.
+    """Apply a function with a custom gradient.
 
     Args:
         input: x.
         function: x -> y, a new tensor.
         pull: Gradients of y, (M, *y.shape), and `saved` -> gradients of x, (M, *x.shape).
-        saved: What `pull` reads; let go as soon as the backward pass has been here.
+        saved: Tensors that `pull` reads; released as soon as the backward pass has used them.
 
     Returns:
-        y; differentiated once, batched or not.
+        y; differentiable once, batched or not.
     """
     return _Applied.apply(input, function, pull, *saved)
 
 
 def linear_map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, with a backward pass by `product` where the weight needs no gradient."""
+    """Apply F.linear, with a backward pass by `product` where the weight needs no gradient."""
     if weight.requires_grad:
         return F.linear(rows, weight, bias)
     output = with_gradient(
@@ -39,13 +39,13 @@ def linear_map(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def ready_signature(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Keep the signature of `forward`, which torch works out anew at every call.
+    """Cache the signature of `forward`, which torch computes anew at every call.
 
     Args:
-        function: Decorated.
+        function: The class to decorate.
 
     Returns:
-        The same.
+        The same class.
     """
     function.forward.__signature__ = signature(function.forward)  # type: ignore[attr-defined]
     return function
@@ -70,7 +70,7 @@ class _Applied(torch.autograd.Function):
 
 @ready_signature
 class _Pulled(torch.autograd.Function):
-    """What autograd differentiates one cotangent at a time, a vmap rule sees as one tensor."""
+    """Gives `pull` all cotangents as one tensor: autograd has one at a time, a vmap rule all."""
 
     @staticmethod
     def forward(gradient: Tensor, pull: Any, *saved: Tensor) -> Tensor:

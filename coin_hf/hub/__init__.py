@@ -1,1 +1,1 @@
-"""The Hub or a folder: what is fetched and pinned, and what lies where in a repository."""
+"""The Hub or a folder: pin and fetch repositories, and their layout."""

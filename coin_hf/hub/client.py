@@ -1,4 +1,4 @@
-"""Hub or folder: pin a revision, fetch the files, turn the Hub's errors into sentences."""
+"""Pin and fetch repositories from the Hub or a folder; turn the Hub's errors into sentences."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from coin_hf.errors import InputError
 RepoType = Literal["model", "dataset"]
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""A full commit SHA: it never moves, so no server need be asked what it means."""
+"""A full commit SHA: it never moves, so no server is needed to resolve it."""
 
 
 def local_folder(path: str) -> Path | None:
@@ -31,7 +31,7 @@ def local_folder(path: str) -> Path | None:
         The existing folder, or None.
 
     Raises:
-        InputError: If `path` can only be a folder and there is none, or is a file.
+        InputError: If `path` can only be a folder and there is none, or it is a file.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -50,7 +50,7 @@ def folder_revision(folder: Path) -> str:
         folder: The folder.
 
     Returns:
-        The revision; hidden files (locks, a download's bookkeeping) do not count.
+        The revision; hidden files (locks, a download's bookkeeping) are ignored.
     """
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -65,7 +65,7 @@ def folder_revision(folder: Path) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def _file_hash(file: Path, known: tuple[int, ...]) -> str:
-    """Hash a file once for as long as the system says that it is the same: every write shows."""
+    """Hash a file, cached until its metadata changes, as it does on every write."""
     content = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -76,18 +76,18 @@ def _file_hash(file: Path, known: tuple[int, ...]) -> str:
 def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
     """Return the exact revision of a repository or folder.
 
-    Under HF_HUB_OFFLINE it is the one that branch or tag named when it was last pinned online.
+    Under HF_HUB_OFFLINE a branch or tag resolves as it did when last pinned online.
 
     Args:
         path: A folder or a Hub id.
         revision: Branch, tag, commit, or `sha256:...` of a folder; None for the newest.
-        repo_type: What kind of repository it is.
+        repo_type: Kind of repository.
 
     Returns:
         The commit's 40 hexadecimal digits, or `sha256:...` of the folder's content.
 
     Raises:
-        InputError: If it cannot be found, or a folder no longer has the revision asked for.
+        InputError: If it cannot be found, or a folder no longer has the requested revision.
     """
     folder = local_folder(path)
     if folder is not None:
@@ -113,16 +113,16 @@ def pin(path: str, revision: str | None, repo_type: RepoType = "model") -> str:
 
 
 def _cached_ref(path: str, revision: str, repo_type: RepoType) -> Path:
-    """Return the file in which the Hub's cache keeps the commit that a branch or tag named."""
+    """Return the file in the Hub's cache that stores the commit of a branch or tag."""
     validate_repo_id(path)
     repo = repo_folder_name(repo_id=path, repo_type=repo_type)
     return Path(constants.HF_HUB_CACHE, repo, "refs", revision)
 
 
 def _remember(ref: Path, sha: str) -> None:
-    """Keep a commit for work without a network.
+    """Store a commit for offline use.
 
-    Files are fetched by commit, and for those the client itself keeps no branch.
+    Files are fetched by commit, for which the client itself stores no branch.
     """
     if ref.name == sha:
         return
@@ -130,7 +130,7 @@ def _remember(ref: Path, sha: str) -> None:
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(sha, encoding="utf-8")
     except OSError:
-        pass  # a cache that is read-only serves those who are online as well
+        pass  # a read-only cache still serves online use
 
 
 def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
@@ -155,12 +155,12 @@ def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
 
 
 def locate(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
-    """Return a folder with the files of a model repository, at whatever revision is asked for.
+    """Return a folder with the files of a model repository at any revision.
 
     Args:
         path: A folder or a Hub id.
         revision: Branch, tag, commit, or `sha256:...` of a folder; None for the newest, or for a
-            folder as it is, which is then not hashed.
+            folder as it is, without hashing it.
         allow_patterns: Which files to download; a folder is returned as it is.
 
     Returns:
@@ -177,12 +177,12 @@ def locate(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
 
 @contextmanager
 def sentences(path: str, revision: str | None, repo_type: RepoType) -> Iterator[None]:
-    """Turn the errors of the Hub's client into one sentence with the way out.
+    """Turn an error of the Hub's client into one sentence that says what to do.
 
     Args:
         path: The Hub id being read or written.
-        revision: The revision asked for.
-        repo_type: What kind of repository it is.
+        revision: The requested revision.
+        repo_type: Kind of repository.
 
     Yields:
         Nothing.
@@ -217,12 +217,12 @@ def sentences(path: str, revision: str | None, repo_type: RepoType) -> Iterator[
     except hub_errors.LocalTokenNotFoundError as error:
         raise InputError(f"no token for the {what}: log in with `hf auth login`") from error
     except Exception as error:
-        # The client wraps whatever goes wrong in the upload of a large file.
+        # The client wraps any failure in the upload of a large file.
         cause = error.__cause__ if isinstance(error, RuntimeError) else None
         if isinstance(cause, hub_errors.HfHubHTTPError):
             raise InputError(_refused(what, cause)) from error
-        # The client lets its HTTP library's own connection errors through, and that library has
-        # changed between its releases; only their names stayed.
+        # The client passes on connection errors of its HTTP library, which has changed between
+        # releases; only the names of the errors stayed.
         cause = cause or error
         names = {cls.__name__ for cls in type(cause).__mro__}
         if names & {"TransportError", "ConnectionError", "TimeoutException"}:

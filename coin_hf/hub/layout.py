@@ -1,9 +1,9 @@
-"""What lies where in a coded repository.
+"""The layout of a coded repository.
 
-config.json  model.safetensors     the first coded model, as its own library reads it
-coded-1/     coded-2/ ...          the others, each a repository of that form
-fisher/<expert>.safetensors        the experts' Fishers, where the recipe asks for them
-coin.json    result.json           what decoding needs; every number that was measured
+config.json  model.safetensors     the first coded model, in its library's own format
+coded-1/     coded-2/ ...          the others, each a repository in that format
+fisher/<expert>.safetensors        the experts' Fishers, if the recipe saves them
+coin.json    result.json           what decoding needs; all measurements
 README.md    nda.png               the card and its figure
 """
 
@@ -20,16 +20,16 @@ CHECKPOINT_FILES = [
     "model.safetensors.index.json",
     "README.md",
 ]
-"""What an expert's repository is read for; everything else stays on the Hub."""
+"""Files read from an expert's repository; no others are downloaded."""
 CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "coded-*/*.safetensors"]
-"""What a coded repository is read for: all but the Fishers, which only re-coding needs."""
+"""Files read from a coded repository: all but the Fishers, which only re-coding needs."""
 
 
 def coded_folder(number: int) -> str:
-    """Return where a coded model lies in its repository.
+    """Return the folder of a coded model in its repository.
 
     Args:
-        number: Its number, from 0.
+        number: Index of the coded model, from 0.
 
     Returns:
         A folder relative to the repository: `.` for the first, so that plain loaders find it.

@@ -28,7 +28,7 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:
-    """Call the operator that torch's compiler uses for F.linear; torch has no public name for it."""
+    """Call the operator that torch's compiler uses for F.linear; it has no public name."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
 
 

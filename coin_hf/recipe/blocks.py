@@ -25,7 +25,7 @@ Step = Literal["layerwise", "head"]
 
 
 def _number(value: Any) -> Any:
-    """Refuse true and false, which Python counts as 1 and 0; YAML reads `1e-3` as text, fine."""
+    """Reject booleans, which Python counts as numbers; accept text: YAML reads `1e-3` as text."""
     if isinstance(value, bool):
         raise PydanticCustomError("float_type", "not a number")
     return value
@@ -36,7 +36,7 @@ Lam = Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
 
 
 def shape_of(betas: Any) -> str:
-    """Tell one row of betas from several, so that mistakes are reported for the one meant."""
+    """Tell one row of betas from several, so that errors are reported for the intended form."""
     several = isinstance(betas, list | tuple) and betas and isinstance(betas[0], list | tuple)
     return "rows" if several else "row"
 
@@ -48,7 +48,7 @@ Weights = Annotated[
 
 
 class Block(BaseModel):
-    """A part of the recipe: frozen, closed to unknown keys; what is absent is not written."""
+    """A part of the recipe: frozen, closed to unknown keys; absent values are not written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -59,12 +59,12 @@ class Block(BaseModel):
 
 
 class ExpertBlock(Block):
-    """One expert: where its weights lie and which dataset it was made for."""
+    """One expert: its weights and its dataset."""
 
     model: str
     """Hub id, or path of a folder with `config.json` and `model.safetensors`."""
     dataset: str
-    """Name of its dataset among `datasets`: its samples are drawn and its NDA is measured there."""
+    """Its dataset, a key of `datasets`: samples are drawn from it and NDA is measured on it."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
     name: str | None = None
@@ -74,7 +74,7 @@ class ExpertBlock(Block):
 
     @property
     def label(self) -> str:
-        """The name by which tables and messages call this expert."""
+        """The expert's name in tables and messages."""
         return self.name or Path(self.model).name
 
 
@@ -96,95 +96,94 @@ class DatasetBlock(Block):
     labels: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)] | None = None
     """Keep only rows with these labels (numbers or class names); by default all."""
     streaming: bool = False
-    """Read rows as they come instead of downloading the split first."""
+    """Stream the rows instead of downloading the split first."""
 
 
 class SamplesBlock(Block):
-    """The P unlabeled inputs on which Fishers are taken and lambda is chosen."""
+    """The P unlabeled inputs used to compute Fishers and choose lambda."""
 
     per_expert: Annotated[StrictInt, Field(ge=1)] = 100
     """P', the number of samples from each expert's dataset: P = P' * number of experts."""
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     """Seed of the draw."""
     held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of each expert's samples kept from the Fisher and used only to choose lambda."""
+    """Share of each expert's samples held out from the Fisher, used only to choose lambda."""
     draws: dict[str, str] | None = Field(default=None, min_length=1)
-    """What the samples are drawn from, `name: dataset`, P' rows each, in order; by default one draw
-    for each expert, under its name and from its dataset. Re-coding keeps the draws as they are
-    when experts join or leave."""
+    """The draws, `name: dataset`, P' rows each, in order; by default one per expert, with its name
+    and from its dataset. Re-coding keeps the draws when experts join or leave."""
 
 
 class FisherBlock(Block):
     """How the Fisher is computed."""
 
     estimator: Literal["exact", "probe", "auto"] = "auto"
-    """`exact`; `probe`, whose cost does not grow with the classes; `auto`: exact up to 64."""
+    """`exact`; `probe`, at a cost independent of the number of classes; `auto`: exact up to 64."""
     probes: Annotated[StrictInt, Field(ge=1)] = 4
-    """Random directions of the logits for each sample; used by `probe` only."""
+    """Random directions of the logits per sample; used by `probe` only."""
     batch_size: Annotated[StrictInt, Field(ge=1)] | None = None
-    """Samples in one pass; by default what fits in memory."""
+    """Samples per pass; by default as many as fit in memory."""
     save: StrictBool | Literal["half"] = False
     """Save the experts' Fishers with the coded model, so that `coin-hf recode` can change it
-    without data; `half` saves them in 16 bits and also codes with what is saved."""
+    without data; `half` saves them in 16 bits and codes with the saved values."""
 
 
 class TaskArithmeticBlock(Block):
     """theta_0 + alpha sum_i (theta_i - theta_0)."""
 
     foundation: str
-    """Hub id or folder of theta_0, from which the experts were fine-tuned; with their head."""
+    """Hub id or folder of theta_0, from which the experts were fine-tuned; with the same head."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository, or `sha256:...` of a folder; pinned when run."""
     alpha: Annotated[Number, Field(gt=0, le=1)] | Literal["auto"] = "auto"
-    """Scale of the task vectors; `auto` picks among 0.05 ... 1.0 by 0.05 on the samples."""
+    """Scale of the task vectors; `auto` chooses from 0.05, 0.10 ... 1.0 on the samples."""
 
 
 class RegMeanBlock(Block):
-    """Least squares, map by map, on the inputs that the experts see."""
+    """Least squares, map by map, on the experts' own inputs."""
 
     mode: Literal["linear", "conv"] = "linear"
-    """Which maps: `linear`, fully connected layers; `conv`, dense convolutions as well."""
+    """Maps to merge: `linear`, fully connected layers; `conv`, dense convolutions as well."""
     scale: Annotated[Number, Field(ge=0, le=1)] = 0.9
-    """What the off-diagonals of the Gram matrices are multiplied by."""
+    """Factor on the off-diagonals of the Gram matrices."""
 
 
 class DistillationBlock(Block):
-    """Training on the coding loss, from the averaged parameters, by AdamW."""
+    """AdamW training on the coding loss, starting from the averaged parameters."""
 
     epochs: Annotated[StrictInt, Field(ge=1)] = 20
     """Passes over the samples."""
     lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 1e-5
     """Learning rate."""
     batch_size: Annotated[StrictInt, Field(ge=1)] = 8
-    """Samples of one step, over all processes."""
+    """Samples per step, over all processes."""
     weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Weight decay."""
 
 
 class AugmentBlock(Block):
-    """Changed copies of the samples, without labels: for all but the Fisher and choices."""
+    """Augmented samples for RegMean, distillation and refinement, never for Fishers or choices."""
 
     copies: Annotated[StrictInt, Field(ge=1)] = 4
-    """Copies of each sample beside itself."""
+    """Augmented copies per sample, besides the original."""
     transforms: Annotated[tuple[Literal["shift", "flip", "mixup"], ...], Field(min_length=1)] = (
         "shift",
         "mixup",
     )
-    """What a copy goes through; leave `flip` out where left and right have a meaning."""
+    """Transforms applied to each copy; leave out `flip` where left and right differ in meaning."""
 
 
 class RefineBlock(Block):
-    """A step by which the coded parameters are improved, without training."""
+    """A step that improves the coded parameters without training."""
 
     step: Step
     """Which step."""
     strength: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
-    """How far the step holds to what it found: a ridge relative to the mean square of its inputs;
-    `auto` chooses."""
+    """Ridge strength towards the current weights, relative to the mean square of the step's inputs;
+    `auto` chooses it."""
 
 
 def _named(key: str) -> Callable[[Any], Any]:
-    """Take names in a list as blocks."""
+    """Read names in a list as blocks."""
 
     def read(data: Any) -> Any:
         if not isinstance(data, list | tuple):
@@ -201,30 +200,30 @@ Steps = Annotated[
 
 
 class Contender(Block):
-    """One row of a comparison: a coder, and what is set otherwise than in the recipe."""
+    """One row of a comparison: a coder and its changes to the recipe."""
 
     coder: Coder
-    """Which coder."""
+    """The coder."""
     name: str | None = None
-    """What the row is called; by default as the coder."""
+    """Name of the row; by default the coder's."""
     lam: Lam | None = None
-    """In place of the recipe's `lam`."""
+    """Overrides the recipe's `lam`."""
     fisher: FisherBlock | None = None
-    """In place of the recipe's block."""
+    """Overrides the recipe's block."""
     task_arithmetic: TaskArithmeticBlock | None = None
-    """In place of the recipe's block."""
+    """Overrides the recipe's block."""
     regmean: RegMeanBlock | None = None
-    """In place of the recipe's block."""
+    """Overrides the recipe's block."""
     distillation: DistillationBlock | None = None
-    """In place of the recipe's block."""
+    """Overrides the recipe's block."""
     refine: Steps | None = None
-    """In place of the recipe's steps; `[]` for none."""
+    """Overrides the recipe's steps; `[]` for none."""
     augment: AugmentBlock | None = None
-    """In place of the recipe's block; `null` for none."""
+    """Overrides the recipe's block; `null` for none."""
 
     @property
     def label(self) -> str:
-        """The name of its rows."""
+        """The name of the contender's rows."""
         return self.name or self.coder
 
 
@@ -239,29 +238,29 @@ class CompareBlock(Block):
         ]
         | None
     ) = None
-    """Names of coders, or blocks `{coder, name, ...}` with settings of their own; by default all
-    coders, `task_arithmetic` where its foundation is given."""
+    """Names of coders, or blocks `{coder, name, ...}` with their own settings; by default all
+    coders, `task_arithmetic` only if its foundation is given."""
     seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
-    """Seeds of the samples' draw."""
+    """Seeds for drawing the samples."""
     per_expert: (
         Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)] | None
     ) = None
-    """Several P', for NDA against the number of samples; by default that of `samples`."""
+    """Values of P', for NDA against the number of samples; by default that of `samples`."""
 
 
 class EvaluationBlock(Block):
-    """Where NDA is measured; never looked at for a choice."""
+    """The data on which NDA is measured; never used for a choice."""
 
     split: str = "test"
     """Split of each expert's dataset."""
     batch_size: Annotated[StrictInt, Field(ge=1)] = 64
-    """Images in one forward pass."""
+    """Images per forward pass."""
     limit: Annotated[StrictInt, Field(ge=1)] | None = None
-    """At most this many images of each dataset, drawn with the samples' seed; by default all."""
+    """Most images per dataset, drawn with the samples' seed; by default all."""
 
 
 class HubBlock(Block):
-    """Where `encode --push` puts the coded model."""
+    """The destination of `encode --push`."""
 
     repo: str
     """Hub id of the coded model."""
@@ -272,18 +271,18 @@ class HubBlock(Block):
     create_pr: bool = False
     """Open a pull request instead of committing."""
     commit_message: str = "Add coded model"
-    """First line of the commit."""
+    """First line of the commit message."""
 
 
 def set_aside(share: float, count: int) -> int:
-    """Return how many of one draw's samples `samples.held_out` keeps from fitting.
+    """Return how many samples of a draw `samples.held_out` holds out from fitting.
 
     Args:
         share: The share, in [0, 1).
         count: Samples of the draw.
 
     Returns:
-        share * count, rounded down but for rounding errors: 0.29 * 100 is 28.999999999999996 in
-        floating point, and means 29.
+        share * count, rounded down after removing floating-point errors: 0.29 * 100 gives
+        28.999999999999996 and counts as 29.
     """
     return int(round(share * count, 9))

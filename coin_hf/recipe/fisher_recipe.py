@@ -1,4 +1,4 @@
-"""What one expert's Fisher is computed from, where it is computed alone."""
+"""The recipe of a single expert's Fisher."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,30 +13,30 @@ from coin_hf.recipe.yaml_file import apply_override
 
 
 class FisherRecipe(Block):
-    """What one expert's Fisher is computed from, where it is computed alone."""
+    """The recipe of a single expert's Fisher: datasets, samples and estimator."""
 
     datasets: dict[str, DatasetBlock] = Field(min_length=1)
-    """The datasets the samples are drawn from, by a name of your choice."""
+    """The datasets the samples are drawn from, keyed by a name of your choice."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()
-    """Exact or estimated, how many samples at once, and in which precision it is saved."""
+    """Estimator, batch size and saved precision."""
 
     @property
     def draws(self) -> dict[str, str]:
-        """The samples' draws: the dataset of each, by name."""
+        """The draws of samples: name -> dataset."""
         return self.samples.draws or {key: key for key in self.datasets}
 
     @classmethod
     def make(cls, data: Mapping[str, Any], overrides: Sequence[str] = ()) -> "FisherRecipe":
-        """Validate one held as plain data.
+        """Validate a Fisher recipe given as plain data.
 
         Args:
-            data: Its keys.
+            data: The recipe's keys.
             overrides: `key.path=value` strings applied to it.
 
         Returns:
-            The recipe, defaults filled in.
+            The recipe with defaults filled in.
 
         Raises:
             InputError: If a key is unknown, missing or has a bad value; all are listed.

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a recipe, in sentences that name the key and the way out."""
+"""Turn pydantic's errors in a recipe into sentences that name the key and the fix."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +11,15 @@ from coin_hf.recipe.blocks import Block
 
 
 def sentences(error: ValidationError, data: Any, model: type[Block]) -> Iterator[str]:
-    """Turn pydantic's findings into sentences.
+    """Turn pydantic's errors into sentences.
 
     Args:
-        error: The findings.
+        error: Pydantic's errors.
         data: The recipe as plain data.
-        model: The model that it was read as.
+        model: The model it was validated as.
 
     Yields:
-        A sentence for each.
+        A sentence per error.
     """
     findings = error.errors()
     inner = {loc[:n] for loc in (finding["loc"] for finding in findings) for n in range(len(loc))}
@@ -36,8 +36,8 @@ def sentences(error: ValidationError, data: Any, model: type[Block]) -> Iterator
         elif kind == "value_error":
             yield str(finding["ctx"]["error"])
         elif not (kind == "too_short" and loc in inner):
-            # A list counts as too short, too, when one of its items is wrong. A value that fits
-            # no member of a union is reported once for each.
+            # A list with a wrong item is reported as too short as well. A value that fits no
+            # member of a union is reported once per member.
             expected, _ = values.setdefault(_place(loc, data), ([], finding["input"]))
             expected.append(_expected(finding))
     for place, (expected, got) in values.items():
@@ -46,7 +46,7 @@ def sentences(error: ValidationError, data: Any, model: type[Block]) -> Iterator
 
 
 def _expected(finding: ErrorDetails) -> str:
-    """Say what a value should have been, in the words of a YAML file's reader."""
+    """Say what was expected, in the terms of a YAML file."""
     limits = finding.get("ctx", {})
     match finding["type"]:
         case "model_type" | "dict_type":
@@ -75,7 +75,7 @@ def _expected(finding: ErrorDetails) -> str:
 
 
 def _place(loc: tuple[int | str, ...], data: Any, last: str | None = None) -> str:
-    """The path of a finding in the user's own keys, without pydantic's union tags."""
+    """Return an error's path in the user's own keys, without pydantic's union tags."""
     parts: list[str] = []
     node = data
     for part in loc:
@@ -88,21 +88,21 @@ def _place(loc: tuple[int | str, ...], data: Any, last: str | None = None) -> st
 
 
 def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """Suggest the known word that is nearest.
+    """Suggest the closest known word.
 
     Args:
-        word: What was given.
-        known: What there is.
+        word: The word given.
+        known: The known words.
 
     Returns:
-        The end of a sentence; empty where nothing is near.
+        The end of a sentence; empty if no word is close.
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
 def _block_at(loc: tuple[int | str, ...], model: type[Block]) -> type[Block]:
-    """Find the block in which a finding lies."""
+    """Find the block that contains an error."""
     for part in loc:
         field = model.model_fields.get(str(part))
         model = (_block_in(field.annotation) if field else None) or model

@@ -1,4 +1,4 @@
-"""The recipe: everything that decides a coded model, validated and frozen."""
+"""The recipe: everything that determines a coded model, validated and frozen."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,30 +34,30 @@ from coin_hf.recipe.yaml_file import apply_override, read_yaml
 
 
 class Recipe(Block):
-    """Everything that decides a coded model.
+    """Everything that determines a coded model.
 
-    Read one with `from_yaml`. A recipe is data: it opens no file and asks no server.
+    Read one with `from_yaml`. A recipe is data: it opens no file and contacts no server.
     """
 
     experts: tuple[ExpertBlock, ...] = Field(min_length=2)
     """The experts, in order; at least two."""
     datasets: dict[str, DatasetBlock] = Field(min_length=1)
-    """The datasets of the experts, by a name of your choice."""
+    """The experts' datasets, keyed by a name of your choice."""
     betas: Weights | None = Field(default=None, validate_default=True)
-    """Coding weights, one for each expert, positive, summing to 1; by default all equal. For
-    several coded models one such list for each, all square parts of the matrix invertible."""
+    """Coding weights, one per expert, positive, summing to 1; by default all equal. For several
+    coded models one such list each; all square submatrices must be invertible."""
     coded: Annotated[StrictInt, Field(ge=1)] | None = None
-    """How many coded models to make, instead of `betas`: their betas are designed so that errors
-    are amplified little, as `coin-hf design` shows them."""
+    """Number of coded models, instead of `betas`: their betas are designed for low error
+    amplification, as `coin-hf design` shows."""
     coder: Coder = "coin"
-    """How the coded parameters are found: `coin` is Fisher averaging, arXiv:2409.01420; the others
-    are its rivals, each with a block of settings of its name."""
+    """How the coded parameters are computed: `coin` is Fisher averaging, arXiv:2409.01420; the
+    others are alternatives, with their settings in the block of that name."""
     lam: Lam = "auto"
-    """Penalty lambda, one for all coded models; `auto` picks among 1e-5 ... 1 on the samples."""
+    """Penalty lambda, one for all coded models; `auto` chooses from 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()
-    """Exact or estimated, how many samples at once, and whether it is saved."""
+    """Estimator, batch size, and whether the Fishers are saved."""
     task_arithmetic: TaskArithmeticBlock | None = None
     """Settings of the coder `task_arithmetic`, which needs them."""
     regmean: RegMeanBlock = RegMeanBlock()
@@ -65,23 +65,23 @@ class Recipe(Block):
     distillation: DistillationBlock = DistillationBlock()
     """Settings of the coder `distillation`."""
     refine: Steps = ()
-    """Steps that improve what the coder gives, in order: `layerwise`, `head`, or blocks `{step,
-    strength}`. Each is kept only if it lessens the coding loss of samples held out from it."""
+    """Steps that improve the coder's result, in order: `layerwise`, `head`, or blocks `{step,
+    strength}`. Each is kept only if it reduces the coding loss of samples held out from it."""
     augment: AugmentBlock | None = None
-    """Changed copies of the samples, for all but the Fisher; by default none."""
+    """Augmented samples for RegMean, distillation and refinement; by default none."""
     compare: CompareBlock = CompareBlock()
-    """What `coin-hf compare` compares."""
+    """Settings of `coin-hf compare`."""
     evaluation: EvaluationBlock = EvaluationBlock()
-    """Where NDA is measured."""
+    """The data on which NDA is measured."""
     output: str | None = None
-    """Folder for the coded model; must not exist or be empty."""
+    """Folder for the coded model; must be new or empty."""
     hub: HubBlock | None = None
-    """Where `encode --push` puts it."""
+    """The destination of `encode --push`."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_betas(cls, data: Any) -> Any:
-        """Fill in betas; once they are there, `coded` has been said and is dropped."""
+        """Fill in betas, and drop `coded`, which they make redundant."""
         if not isinstance(data, Mapping):
             return data
         experts, betas, coded = (data.get(key) for key in ("experts", "betas", "coded"))
@@ -155,7 +155,7 @@ class Recipe(Block):
                 )
         for recipe in (self, *(self.with_coder(contender) for contender in self.contenders)):
             if recipe.coder == "task_arithmetic":
-                recipe.foundation  # noqa: B018  # or it raises
+                recipe.foundation  # noqa: B018  # raises if there is none
 
     @property
     def foundation(self) -> TaskArithmeticBlock:
@@ -173,7 +173,7 @@ class Recipe(Block):
 
     @property
     def enlarges(self) -> bool:
-        """Whether the coder or a step takes the copies that `augment` asks for."""
+        """Whether the coder or a step uses the augmented samples."""
         takes = bool(self.refine) or self.coder in ("regmean", "distillation")
         return self.augment is not None and takes
 
@@ -187,7 +187,7 @@ class Recipe(Block):
         return tuple(Contender(coder=name) for name in names)
 
     def with_coder(self, contender: Contender) -> "Recipe":
-        """Return the recipe with one of its contenders as its coder, the settings its own."""
+        """Return the recipe with a contender's coder and settings."""
         changes = {
             key: value
             for key in Contender.model_fields
@@ -206,7 +206,7 @@ class Recipe(Block):
 
     @property
     def draws(self) -> dict[str, str]:
-        """The samples' draws: the dataset of each, by name."""
+        """The draws of samples: name -> dataset."""
         return self.samples.draws or {expert.label: expert.dataset for expert in self.experts}
 
     @classmethod
@@ -215,11 +215,11 @@ class Recipe(Block):
 
         Args:
             path: The YAML file.
-            overrides: `key.path=value` strings applied to it; a number in the path picks a list's
-                item (`experts.0.revision=main`) and the value is read as YAML.
+            overrides: `key.path=value` strings applied to it; a number in the path selects a list
+                item (`experts.0.revision=main`), and the value is read as YAML.
 
         Returns:
-            The recipe, defaults filled in.
+            The recipe with defaults filled in.
 
         Raises:
             InputError: If the file cannot be read, is not YAML, or is not a valid recipe.
@@ -231,14 +231,14 @@ class Recipe(Block):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, source: str = "recipe") -> "Recipe":
-        """Validate a recipe held as plain data.
+        """Validate a recipe given as plain data.
 
         Args:
             data: The recipe's keys.
-            source: What error messages call it.
+            source: Its name in error messages.
 
         Returns:
-            The recipe, defaults filled in.
+            The recipe with defaults filled in.
 
         Raises:
             InputError: If a key is unknown, missing or has a bad value; all are listed.

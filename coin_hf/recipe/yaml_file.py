@@ -1,4 +1,4 @@
-"""A recipe's file: YAML as plain data, and `key.path=value` changes to it."""
+"""Read a recipe's YAML file as plain data, and apply `key.path=value` overrides."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from coin_hf.errors import InputError
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a recipe's file.
+    """Read a recipe file.
 
     Args:
         path: The YAML file.
@@ -18,7 +18,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         Its content.
 
     Raises:
-        InputError: If it cannot be read, is not YAML, holds a key twice, or holds no keys.
+        InputError: If it cannot be read, is not YAML, repeats a key, or holds no keys.
     """
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
@@ -36,11 +36,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _GivenTwice(yaml.YAMLError):
-    """A key stands twice in one mapping."""
+    """A key occurs twice in one mapping."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data alone, and no key twice: YAML forbids it, the parser takes the last in silence."""
+    """Load plain data; reject repeated keys, of which the parser would silently keep the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -58,14 +58,14 @@ class _Loader(yaml.SafeLoader):
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one `key.path=value` in nested plain data, in place.
+    """Apply one `key.path=value` override to nested plain data, in place.
 
     Args:
         data: A recipe as plain data.
-        override: The change; a number in the path picks a list's item, and the value is YAML.
+        override: The change; a number in the path selects a list item, and the value is YAML.
 
     Raises:
-        InputError: If it is not of that form, or leads nowhere.
+        InputError: If it is not of that form, or its path does not exist.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:

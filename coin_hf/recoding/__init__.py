@@ -1,1 +1,1 @@
-"""Change a coded repository without data: other betas, lambda or experts."""
+"""Re-code a coded repository without data: other betas, lambda or experts."""

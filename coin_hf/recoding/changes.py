@@ -1,4 +1,4 @@
-"""What re-coding changes: the recipe that is asked for, and the records that follow from it."""
+"""Build the changed recipe of a re-coding, and the new records that follow from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Newcomer:
 
     @property
     def label(self) -> str:
-        """The name by which tables and messages call it."""
+        """Its name in tables and messages."""
         return self.name or Path(self.model).name
 
 
@@ -107,7 +107,7 @@ def _add(data: dict[str, Any], new: Newcomer) -> None:
 
 
 def recoded_coin(coin: CoinRecord, recipe: Recipe, libraries: Mapping[str, str]) -> CoinRecord:
-    """Build the new `coin.json`: nothing in it claims a measurement.
+    """Build the new `coin.json`, without any measurement.
 
     Args:
         coin: The old one.

@@ -1,4 +1,4 @@
-"""One expert's Fisher alone: computed, written, published for others to merge with."""
+"""Compute, save and publish one expert's Fisher, for others to code with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from coin_hf.repository.provenance import environment
 from coin_hf.repository.push import commit_files
 
 FULL = {"save": True}
-"""The Fisher in full precision, its estimator by the number of classes."""
+"""The Fisher in full precision, with an estimator chosen by the number of classes."""
 
 
 def make_fisher(
@@ -41,13 +41,13 @@ def make_fisher(
     name: str | None = None,
     progress: bool = False,
 ) -> Path:
-    """Compute one expert's Fisher and write its file, whole or not at all.
+    """Compute one expert's Fisher and write its file, completely or not at all.
 
     Args:
         model: The expert: Hub id or folder.
         folder: Where `fisher/<expert>.safetensors` goes.
         datasets: Hub ids or folders, one draw of samples from each; empty with `like`.
-        like: A coded repository whose samples are taken, so that the expert can join it.
+        like: A coded repository whose samples are used, so that the expert can join it.
         per_expert: Samples from each dataset.
         seed: Seed of their draw.
         split: Split they are drawn from.
@@ -100,18 +100,18 @@ def make_fisher(
 
 
 def publish_fisher(file: Path, repo_id: str, *, private: bool = False) -> str:
-    """Commit a Fisher's file to a model repository on the Hub, the expert's own or another.
+    """Commit a Fisher file to a model repository on the Hub, the expert's own or another.
 
     Args:
         file: `fisher/<expert>.safetensors` in some folder.
-        repo_id: Hub id; created if there is none.
-        private: Create it private.
+        repo_id: Hub id; created if needed.
+        private: Make a new repository private.
 
     Returns:
         Address of the commit.
 
     Raises:
-        InputError: If the Hub cannot be reached or refuses.
+        InputError: If the Hub cannot be reached or refuses the commit.
     """
     return commit_files(
         repo_id,
@@ -130,7 +130,7 @@ def _recipe(
     fisher: dict[str, Any],
     overrides: Sequence[str],
 ) -> FisherRecipe:
-    """Say what a Fisher is computed from: datasets, or the samples of a coded repository."""
+    """Build a Fisher's recipe, from datasets or the samples of a coded repository."""
     if bool(datasets) == (like is not None):
         raise InputError(
             "say what the Fisher is computed on: either --dataset, once for each, or --like TARGET "

@@ -1,4 +1,4 @@
-"""An expert that joins a coded repository: checked against it, its Fisher read or computed."""
+"""Check an expert that joins a coded repository, and load or compute its Fisher."""
 
 import shutil
 from collections.abc import Mapping
@@ -34,12 +34,12 @@ from coin_hf.repository.provenance import environment
 
 @dataclass(frozen=True)
 class Joined:
-    """What is known of an expert that joins."""
+    """An expert that joins, with its Fisher."""
 
     library: Literal["timm", "transformers"]
     license: str | None
     source: Path | None
-    """The file that holds its Fisher, if it was made before."""
+    """The file that holds its Fisher, if already computed."""
     fisher: Mapping[str, Tensor]
     metadata: dict[str, str]
 
@@ -75,11 +75,11 @@ def join(
         progress: Show a bar on stderr.
 
     Returns:
-        What is known of it.
+        The expert, checked, with its Fisher.
 
     Raises:
-        InputError: If it does not fit, or its Fisher was taken on other samples, or the datasets do
-            not hold the recorded rows.
+        InputError: If it does not match, its Fisher was computed on other samples, or the datasets
+            do not hold the recorded rows.
     """
     expert = load_expert(
         block.model, revision=block.revision, library=block.library, name=block.label
@@ -111,7 +111,7 @@ def join(
 
 
 def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
-    """Take a Fisher that lies ready."""
+    """Check a published Fisher and use it."""
     folder = locate(place, None, [f"{FISHERS}/*"])
     path = folder / fisher_path(expert.name)
     weights = fetch(expert.repo, expert.revision, CHECKPOINT_FILES)

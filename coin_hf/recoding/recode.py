@@ -1,4 +1,4 @@
-"""Re-coding: other betas, lambda or experts from a coded repository's Fishers, without data."""
+"""Re-code without data: change betas, lambda or experts from a repository's saved Fishers."""
 
 import json
 import shutil
@@ -41,34 +41,33 @@ def recode(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Result:
-    """Write a coded repository anew, tensor by tensor, from pinned experts and saved Fishers.
+    """Rewrite a coded repository, tensor by tensor, from pinned experts and saved Fishers.
 
-    No data is read but for an expert that joins: its Fisher is taken on the samples that the
-    repository records, as those of the others were. Memory does not grow with the networks: parts
-    of mapped files are coded and written one after the other. The new repository holds no measured
-    number until `coin-hf evaluate FOLDER --save`. Steps of `refine` are not repeated: a warning
-    says so.
+    Data is read only for an expert that joins: its Fisher is computed on the samples that the
+    repository records, like the others'. Memory does not grow with the networks: mapped files are
+    coded and written in chunks. The new repository has no measurements until
+    `coin-hf evaluate FOLDER --save`. Steps of `refine` are not repeated, with a warning.
 
     Args:
         target: A coded repository with Fishers (encoded with `fisher.save`).
-        output: The folder to write; by default `target` itself, which takes `overwrite`.
-        betas: New coding weights, shape (N,) or (M, N); by default those recorded, and designed
-            ones where the number of experts or coded models changes.
-        lam: New penalty; by default the one recorded.
-        coded: New number of coded models, their betas designed.
-        add: Experts that join, in order, behind the others.
+        output: Output folder; by default `target` itself, which requires `overwrite`.
+        betas: New coding weights, shape (N,) or (M, N); by default the recorded ones, or designed
+            ones if the number of experts or coded models changes.
+        lam: New penalty; by default the recorded one.
+        coded: New number of coded models, with designed betas.
+        add: Experts that join, in order, after the others.
         drop: Names of experts that leave.
         revision: The repository's revision on the Hub.
         overrides: `datasets.NAME.key=value` changes, for the dataset of an expert that joins.
-        overwrite: Replace a coded repository that is there.
-        progress: Show a bar on stderr where a Fisher is computed.
+        overwrite: Replace an existing coded repository.
+        progress: Show a bar on stderr while a Fisher is computed.
 
     Returns:
         The content of the new `result.json`.
 
     Raises:
         InputError: If the repository holds no Fishers, one does not belong to its expert, an expert
-            cannot be found or has changed, or what is asked for does not fit together.
+            cannot be found or has changed, or the changes are inconsistent.
 
     Example:
         recode("me/coded", "coded", betas=[0.7, 0.3], lam=1e-3)
@@ -96,22 +95,22 @@ def recode(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is coded from what, all of it checked."""
+    """The checked inputs of a re-coding."""
 
     folder: Path
-    """The coded repository as it was."""
+    """The old coded repository."""
     names: list[str]
     """The experts, in order."""
     sources: dict[str, Path]
     """Each expert's checkpoint."""
     model: Tensors
-    """A coded model, for names, types and order of its tensors."""
+    """A coded model, for the names, dtypes and order of its tensors."""
     experts: list[Tensors]
     tied: dict[str, str]
-    """Names of parameters that are another one's tensor, with that one's name."""
+    """Tied parameters by name, with the name they are tied to."""
     joined: "Mapping[str, Joined]"
     renamed: bool
-    """Whether the experts are others than before, so that class names may differ."""
+    """Whether the experts changed, so that class names may differ."""
 
 
 def _output(repo: str, output: str | Path | None) -> Path:
@@ -124,7 +123,7 @@ def _output(repo: str, output: str | Path | None) -> Path:
 
 
 def _check_recodable(repo: str, coin: CoinRecord) -> None:
-    """Refuse a repository without Fishers; warn of one that was refined."""
+    """Refuse a repository without Fishers; warn if it was refined."""
     if not coin.fisher.save:
         raise InputError(
             f"'{repo}' holds no Fishers, so it cannot be re-coded without data: encode it again "
@@ -133,8 +132,8 @@ def _check_recodable(repo: str, coin: CoinRecord) -> None:
     if coin.recipe.refine:
         steps = ", ".join(block.step for block in coin.recipe.refine)
         warnings.warn(
-            f"'{repo}' was refined ({steps}), which takes the samples: what is re-coded is not; "
-            "encode again to have it",
+            f"'{repo}' was refined ({steps}), but the re-coded models are not, as that takes the "
+            "samples: encode again to refine them",
             stacklevel=3,
         )
 
@@ -170,7 +169,7 @@ def _check(
         tied = json.loads(said["tied"])
     for block in recipe.experts:
         if block.label in joins:
-            from coin_hf.recoding.join import join  # it loads networks and data, nothing else does
+            from coin_hf.recoding.join import join  # only this loads networks and data
 
             published = joins[block.label].fisher
             joined[block.label] = join(folder, coin, recipe, block, published, progress=progress)
@@ -203,7 +202,7 @@ def _write(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -> None:
 
 
 def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -> None:
-    """Write what lies beside the weights: as it was, or with the class names of other experts."""
+    """Write the files beside the weights, with new class names if the experts changed."""
     config = _config(plan.folder)
     if plan.renamed:
         configs = [_config(place) for place in plan.sources.values()]

@@ -1,4 +1,4 @@
-"""Code experts chunk by chunk from mapped files: no network is ever held in memory."""
+"""Code experts chunk by chunk from mapped files, without holding a network in memory."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +15,15 @@ from coin_hf.hub.layout import coded_folder
 from coin_hf.repository.mapped_tensors import Entry, Tensors
 
 CHUNK = 1 << 16
-"""Entries coded at once: all that is held of each network, and small enough for a core's cache."""
+"""Elements coded at once: all that is held of each network, and fits a core's cache."""
 
 
 def check_same_tensors(experts: Sequence[Tensors], coded: Tensors) -> None:
-    """Check that experts hold the tensors that the coded model has, by name and shape.
+    """Check that the experts' tensors match the coded model's in name and shape.
 
     Args:
         experts: The experts' checkpoints.
-        coded: The coded model's.
+        coded: The coded model's checkpoint.
 
     Raises:
         InputError: If one differs; its differences are listed.
@@ -52,10 +52,10 @@ def write_coded(
     rows: Rows,
     lam: float,
 ) -> None:
-    """Code experts into files of the same form as an existing coded model's.
+    """Code experts into files in the format of an existing coded model's.
 
-    Every entry is computed as `encode` computes it, by the same functions of `coin_hf.coders`, so
-    that the same betas, lambda and Fishers give the same bits.
+    Every element is computed by the same functions of `coin_hf.coders` as in `encode`, so that the
+    same betas, lambda and Fishers give the same bits.
 
     Args:
         folder: Where the files go: `model*.safetensors` for the first coded model, those of the
@@ -63,7 +63,7 @@ def write_coded(
         coded: A coded model, for names, types, shapes and order.
         experts: The N experts.
         fishers: Their Fishers.
-        tied: Names of parameters that are another one's tensor, with that one's name.
+        tied: Tied parameters by name, with the name they are tied to.
         rows: Coding weights, shape (M, N).
         lam: The penalty.
     """
@@ -93,7 +93,7 @@ def _coded_chunks(
     rows: Rows,
     lam: float,
 ) -> Iterator[list[Tensor]]:
-    """Code one tensor; yield its chunks in order, one for each coded model at a time."""
+    """Code one tensor; yield its chunks in order, each for all coded models."""
     weighed = tied.get(name, name)
     for start in range(0, entry.count, CHUNK):
         stop = min(start + CHUNK, entry.count)

@@ -1,13 +1,13 @@
-"""Betas for experts that are not missing equally often: what decoding then loses least by.
+"""Tune betas to how often each expert is missing, for the least expected decoding error.
 
-With one expert missing and one coded model the decoded answer's squared error is
+With one expert missing and one coded model, the decoded answer's squared error is
 ||f_c - sum_i beta_i f_i||^2 / beta_i^2. If the coding loss did not depend on beta, the expected
-error sum_i p_i / beta_i^2 would be least for beta_i proportional to p_i^(1/3), in closed form. It
-does depend on beta; so the search starts there, re-codes for each proposal, and measures it on the
+error sum_i p_i / beta_i^2 would be minimal for beta_i proportional to p_i^(1/3), in closed form. It
+does depend on beta, so the search starts there, re-codes for each proposal, and measures it on the
 samples.
 
 Several coded models keep their code: column i of betas is multiplied by a positive s_i and the rows
-are normalised again, which leaves every square part invertible.
+are normalised again, which leaves every square submatrix invertible.
 """
 
 import tempfile
@@ -34,12 +34,12 @@ from coin_hf.recoding.recode import recode
 
 By = Literal["error", "agreement"]
 FACTORS = (2.0, 1.5, 1.2)
-"""By how much the search raises or lowers one expert's weight: coarse steps first."""
+"""Factors by which the search raises or lowers one expert's weight, coarse ones first."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Betas, and what decoding with them loses on the samples."""
+    """Betas, and the error of decoding with them on the samples."""
 
     betas: Rows
     error: float
@@ -55,13 +55,13 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What `tune_betas` found."""
+    """The result of `tune_betas`."""
 
     recorded: Proposal
     closed_form: Proposal
     best: Proposal
     tried: int
-    """How many re-codings were measured."""
+    """Number of re-codings measured."""
 
     def dump(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -83,11 +83,11 @@ def tune_betas(
 
     Args:
         target: A folder with a coded repository that holds Fishers.
-        missing: For each expert the probability that it is missing, in (0, 1), independently; what
-            matters is their ratio, so they may be weights of how much each expert matters.
-        by: What to make best: `error` (expected squared error) or `agreement`.
-        rounds: How many step sizes the search goes through, at most 3.
-        progress: Is told what each re-coding came to.
+        missing: For each expert the probability that it is missing, in (0, 1), independently; only
+            their ratio matters, so they may be weights of how much each expert matters.
+        by: The objective: `error` (expected squared error) or `agreement`.
+        rounds: Number of step sizes in the search, at most 3.
+        progress: Called with one line of text for each re-coding.
 
     Returns:
         The recorded betas, the closed form's and the best found, each measured on the samples.
@@ -160,7 +160,7 @@ def _scaled(rows: Rows, scales: Sequence[float]) -> Rows:
 def _expected(
     rows: Rows, experts: Sequence[Tensor], coded: Sequence[Tensor], missing: Sequence[float]
 ) -> Proposal:
-    """Decode every pattern on the samples and weigh it by its probability."""
+    """Decode every pattern on the samples and weight it by its probability."""
     losses = calibrate(experts, coded, ErasureCode(rows)).losses
     code = ErasureCode(rows, losses=losses)
     error = agreement = total = 0.0

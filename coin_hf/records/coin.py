@@ -1,4 +1,4 @@
-"""The content of coin.json: what decoding, repeating and re-coding a run need."""
+"""The content of coin.json: what is needed to decode, repeat and re-code a run."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -23,22 +23,22 @@ from coin_hf.records.measurements import Calibration
 from coin_hf.records.record import Record
 
 FORMAT = 1
-"""Version of coin.json and result.json; a reader refuses one it does not know."""
+"""Version of coin.json and result.json; readers reject an unknown one."""
 SETTINGS = ("task_arithmetic", "regmean", "distillation")
-"""Blocks of coders' settings; the one of the coder used is recorded."""
+"""Settings blocks of the coders; only the used coder's is recorded."""
 REFINING = ("refine", "augment")
-"""Keys that are recorded where they had a part in a coded model."""
+"""Keys that are recorded only if they affected the coded models."""
 
 Betas = list[float] | list[list[float]]
 
 
 class ExpertRecord(Record):
-    """One expert: where it lies, at which revision, and which dataset is its own."""
+    """One expert: its location, revision and dataset."""
 
     model: str
     """Hub id or folder."""
     dataset: str
-    """Name of its dataset among `datasets`."""
+    """Its dataset, a key of `datasets`."""
     revision: str
     """Commit SHA, or `sha256:...` of the folder."""
     name: str
@@ -49,11 +49,11 @@ class DrawnSamples(SamplesBlock):
     """The samples and their rows."""
 
     rows: dict[str, list[int]]
-    """For each draw its rows: positions in the dataset's split."""
+    """Draw -> its rows: positions in the dataset's split."""
 
 
 class RecodedFrom(Record):
-    """What a re-coded model was before."""
+    """The code before re-coding."""
 
     betas: Betas
     lam: float | None
@@ -61,7 +61,7 @@ class RecodedFrom(Record):
 
 
 class Settings(Record):
-    """What coin.json and result.json both say of how the coded models were made."""
+    """How the coded models were made: the fields common to coin.json and result.json."""
 
     format: Literal[1]
     library: Literal["timm", "transformers"]
@@ -74,15 +74,15 @@ class Settings(Record):
     regmean: RegMeanBlock | None = None
     distillation: DistillationBlock | None = None
     refine: tuple[RefineBlock, ...] | None = None
-    """The steps behind the coder, where there are any."""
+    """The steps after the coder, if any."""
     augment: AugmentBlock | None = None
-    """The copies of the samples, where they had a part."""
+    """The augmentation of the samples, if used."""
     datasets: dict[str, DatasetBlock]
     fisher: FisherBlock
     evaluation: EvaluationBlock
 
     def _moved(self, change: Callable[[str], str]) -> dict[str, Any]:
-        """Return the fields that hold a place, changed."""
+        """Return the fields that hold a location, changed."""
         moved: dict[str, Any] = {
             "datasets": {
                 key: block.model_copy(update={"path": change(block.path)})
@@ -103,7 +103,7 @@ class CoinRecord(Settings):
     experts: list[ExpertRecord]
     samples: DrawnSamples
     calibration: Calibration | None = None
-    """None where nothing was measured since re-coding."""
+    """None if nothing was measured since re-coding."""
     versions: dict[str, str]
     """Versions of the packages that the run depends on."""
     recoded_from: RecodedFrom | None = None
@@ -124,12 +124,12 @@ class CoinRecord(Settings):
 
     @property
     def draws(self) -> dict[str, str]:
-        """The samples' draws: the dataset of each, by name."""
+        """The draws of samples: name -> dataset."""
         return self.samples.draws or {expert.name: expert.dataset for expert in self.experts}
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the run, lambda and revisions as they were used, without output and hub.
+        """The recipe of the run with the lambda and revisions used, without output and hub.
 
         Raises:
             InputError: If the record is not a valid recipe.
@@ -142,10 +142,10 @@ class CoinRecord(Settings):
         return Recipe.from_dict(data, source="coin.json")
 
     def moved(self, change: Callable[[str], str]) -> "CoinRecord":
-        """Change where experts, foundation and datasets lie.
+        """Change the locations of experts, foundation and datasets.
 
         Args:
-            change: Old place -> new place.
+            change: Old location -> new location.
 
         Returns:
             The changed record.

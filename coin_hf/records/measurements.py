@@ -1,4 +1,4 @@
-"""What is measured of coded models: scores, erasures, choices, refinements, costs."""
+"""Measurements of coded models: scores, erasures, choices, refinements, costs."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,17 +7,17 @@ from coin_hf.records.record import Record
 
 
 class Score(Record):
-    """How well one method answers for one missing expert."""
+    """The quality of one method's answers for one missing expert."""
 
     nda: float | None
-    """Normalized decoding accuracy, percent; None if the expert is never right or no labels."""
+    """Normalized decoding accuracy, percent; None without labels or for an expert never right."""
     decoded_accuracy: float | None
     """Share of decoded answers that are right; None without labels."""
     agreement: float
     """Share of inputs for which decoded and expert answer agree."""
     coding_loss: float | None
     """Mean over inputs and coded models of ||f_c - sum_i beta_ci f_i||^2, eq. (5) of
-    arXiv:2409.01420; None where nothing is coded."""
+    arXiv:2409.01420; None if nothing is coded."""
 
 
 class Erasure(Record):
@@ -25,93 +25,93 @@ class Erasure(Record):
 
     missing: str
     beside: list[str]
-    """The experts that are missing at the same time; all M coded models answer."""
+    """The other experts missing at the same time; all M coded models answer."""
     points: int
-    """Test inputs."""
+    """Number of test inputs."""
     expert_accuracy: float
     """Share of the expert's own answers that are right."""
     scores: dict[str, Score]
-    """By method: the coder's name for the run's own coded models, and the controls."""
+    """Method -> score: the run's own coded models under the coder's name, and the controls."""
 
 
 class Detection(Record):
-    """How the parity check does on one expert's test set, with all experts answering."""
+    """Accuracy of the parity check on one expert's test set, with all experts answering."""
 
     expert: str
     points: int
     false_alarms: float
-    """Share of intact answers that it takes for corrupted."""
+    """Share of intact answers flagged as corrupted."""
     noticed: float
-    """Share that it notices where this expert's logits are shifted by one class."""
+    """Share flagged when this expert's logits are shifted by one class."""
 
 
 class Patterns(Record):
-    """How many sets of missing experts were measured, and of how many."""
+    """The numbers of measured and possible sets of missing experts."""
 
     measured: int = 0
     possible: int = 0
 
 
 class Calibration(Record):
-    """What the samples say of the coded models; no label and no test data enter."""
+    """Coding losses and the corruption threshold, measured on the samples, without labels."""
 
     losses: list[float]
     """Coding loss of each coded model on the samples, shape (M,), in squared logits: decoding
-    weighs a coded answer by its inverse."""
+    weights a coded answer by its inverse."""
     threshold: float
     """Parity residual above which complete answers count as corrupted."""
     samples: int
-    """How many samples decided."""
+    """Number of samples used."""
     quantile: float
     """Share of the samples whose residual lies below the threshold."""
 
 
 class Choice(Record):
-    """How a coder's hyperparameter was chosen, and what every candidate scored."""
+    """How a coder's hyperparameter was chosen, and the scores of every candidate."""
 
     key: str
-    """What the recipe calls it: `lam` or `alpha`."""
+    """Its key in the recipe: `lam` or `alpha`."""
     by: Literal["nda", "agreement"]
-    """The measure, on the samples, averaged over the missing experts."""
+    """The criterion, on the samples, averaged over the missing experts."""
     samples: int
-    """How many samples decided."""
+    """Number of samples used."""
     scores: list[dict[str, float]]
-    """For each candidate: value, nda (percent, where there are labels), agreement, coding_loss."""
+    """Per candidate: value, nda (percent, if there are labels), agreement, coding_loss."""
 
     @property
     def value(self) -> float:
-        """The best one; equal ones are told apart by the smaller coding loss, then by order."""
+        """The best candidate; ties are broken by smaller coding loss, then by order."""
         return max(self.scores, key=lambda one: (one[self.by], -one["coding_loss"]))["value"]
 
 
 class Refinement(Record):
-    """What one step of `refine` did to one coded model."""
+    """The effect of one `refine` step on one coded model."""
 
     step: str
     coded: int
-    """Number of the coded model."""
+    """Index of the coded model."""
     before: float | None
-    """Coding loss of the held-out samples before the step; None where it is not finite. They are
-    held out from the steps; the coder has seen them unless `samples.held_out` sets them aside."""
+    """Coding loss of the held-out samples before the step; None if not finite. They are held out
+    from the steps; the coder has seen them unless `samples.held_out` excludes them."""
     after: float | None
-    """The same after it."""
+    """The same after the step."""
     kept: bool
-    """Whether the step stays, as it does where `after` is smaller by more than rounding."""
+    """Whether the step was kept: `after` is smaller by more than rounding."""
     samples: int
-    """How many inputs it was fitted to, copies included."""
+    """Number of inputs it was fitted to, augmented ones included."""
     held_out: int
-    """How many judged it."""
+    """Number of held-out samples that judged it."""
     seconds: float
 
 
 class Passes(Record):
-    """Samples that went through one network; backward counts each vector pulled back."""
+    """Samples passed through one network; backward counts each cotangent."""
 
     forward: int = 0
     backward: int = 0
 
     def __add__(self, other: "Passes") -> "Passes":
-        """Add up two costs."""
+        """Add two costs."""
         return Passes(forward=self.forward + other.forward, backward=self.backward + other.backward)
 
 
@@ -122,8 +122,8 @@ def mean_nda(erasures: Sequence[Erasure]) -> dict[int, dict[str, float | None]]:
         erasures: The erasures.
 
     Returns:
-        Percent by the number of experts missing at once and by method, always with the key 1; None
-        where an expert was never right or there are no labels.
+        Percent by number of experts missing at once, then by method; the key 1 is always present.
+        None if an expert was never right or there are no labels.
     """
     by_size: dict[int, list[Erasure]] = {1: []}
     for erasure in erasures:

@@ -1,4 +1,4 @@
-"""The form that all records share: typed, closed, read strictly, written as plain JSON."""
+"""The base of all records: typed, closed, read strictly, written as plain JSON."""
 
 import json
 from collections.abc import ItemsView, Iterator, KeysView, Mapping
@@ -16,37 +16,37 @@ from typing_extensions import Self
 from coin_hf.errors import InputError
 
 SHOWN = 5
-"""Faults of a file that are listed in a message."""
+"""Most errors of a file listed in a message."""
 
 
 class Record(BaseModel):
-    """Plain data with a type: attributes for code, `record["key"]` for those who think in JSON.
+    """Typed plain data, read by attribute or, like its JSON, by `record["key"]`.
 
-    It is closed (an unknown key is an error), frozen, and holds finite numbers alone. An optional
-    key that is absent is not written.
+    It is closed (an unknown key is an error), frozen, and holds only finite numbers. Absent
+    optional keys are not written.
     """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        ser_json_inf_nan="constants",  # so that writing one fails, where "null" would hide it
+        ser_json_inf_nan="constants",  # writing one fails; "null" would hide it
         use_attribute_docstrings=True,
     )
 
     @classmethod
     def read(cls, text: str | bytes, source: str) -> Self:
-        """Read JSON, strictly: no value is converted, no key is unknown.
+        """Read JSON strictly: no value is converted, no unknown key accepted.
 
         Args:
             text: The content of a file.
-            source: What messages call it.
+            source: Its name in messages.
 
         Returns:
             The record.
 
         Raises:
-            InputError: If it is not JSON, or not of this form; up to five faults are listed.
+            InputError: If it is not JSON, or not of this form; up to five errors are listed.
         """
         try:
             return cls.model_validate_json(text, strict=True)
@@ -55,16 +55,16 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, data: "Record | Mapping[str, Any]") -> Self:
-        """Return a record from one, or from plain data.
+        """Make a record from a record or plain data.
 
         Args:
-            data: A record, or what its JSON holds.
+            data: A record, or the content of its JSON.
 
         Returns:
-            The record; the same one where it has this type already.
+            The record; the same one if it already has this type.
 
         Raises:
-            InputError: If plain data is not of this form.
+            InputError: If the plain data does not match this record.
         """
         if isinstance(data, cls):
             return data
@@ -72,7 +72,7 @@ class Record(BaseModel):
         return cls.read(json.dumps(plain), f"the {cls.__name__}")
 
     def dump(self) -> dict[str, Any]:
-        """Return it as plain data, as its JSON holds it."""
+        """Return the record as plain data, as in its JSON."""
         return self.model_dump(mode="json")
 
     def keys(self) -> KeysView[str]:
@@ -84,7 +84,7 @@ class Record(BaseModel):
         return self.dump().items()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the plain data under a key, or a default where it is not written."""
+        """Return the plain data under a key, or a default if it is not written."""
         return self.dump().get(key, default)
 
     def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # a mapping iterates over keys
@@ -92,7 +92,7 @@ class Record(BaseModel):
         return iter(self.keys())
 
     def __contains__(self, key: object) -> bool:
-        """Say whether a key is written."""
+        """Return whether a key is written."""
         return key in self.dump()
 
     def __getitem__(self, key: str) -> Any:
@@ -108,7 +108,7 @@ class Record(BaseModel):
 
 
 def _faults(error: ValidationError) -> str:
-    """Say what is wrong with a file."""
+    """Describe the errors of a file."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
     if found[0]["type"] == "json_invalid":
         return f"is not JSON ({found[0]['msg'].partition(': ')[2]})"

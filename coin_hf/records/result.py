@@ -1,4 +1,4 @@
-"""The content of result.json: every number of a run, and what it was measured on."""
+"""The content of result.json: all measurements of a run and their settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ class CountedSamples(SamplesBlock):
 
 
 class Run(Record):
-    """On what a run was made, and what it took."""
+    """The machine, time and cost of a run."""
 
     device: str
     processes: int
@@ -42,7 +42,7 @@ class Run(Record):
     """Wall time by step."""
     passes: Passes | None = None
     history: list[dict[str, Any]] | None = None
-    """What training logged for each epoch, of coders that train."""
+    """The training log, one entry per epoch, for coders that train."""
     versions: dict[str, str]
     """Versions of the packages that the run depends on."""
 
@@ -59,12 +59,12 @@ class ResultRecord(Settings):
     experts: list[LicensedExpert]
     samples: CountedSamples
     erasures: list[Erasure]
-    """One for each pattern and expert missing in it: single erasures first; empty: not measured."""
+    """One per pattern and expert missing in it, single erasures first; empty if not measured."""
     patterns: Patterns = Patterns()
     mean_nda: dict[str, float | None]
-    """Percent by method, over the single erasures; None where an expert was never right."""
+    """Percent by method, over the single erasures; None if an expert was never right."""
     mean_nda_several: dict[str, dict[str, float | None]] = Field(default_factory=dict)
-    """The same by the number of experts missing at once, from 2."""
+    """The same by number of experts missing at once, from 2."""
     detection: list[Detection] = Field(default_factory=list)
     calibration: Calibration | None = None
     run: Run
@@ -77,14 +77,14 @@ class ResultRecord(Settings):
 
     @property
     def singles(self) -> list[Erasure]:
-        """The erasures of one expert alone."""
+        """The erasures of a single expert."""
         return [erasure for erasure in self.erasures if not erasure.beside]
 
     def moved(self, change: Callable[[str], str]) -> Self:
-        """Change where experts, foundation and datasets lie.
+        """Change the locations of experts, foundation and datasets.
 
         Args:
-            change: Old place -> new place.
+            change: Old location -> new location.
 
         Returns:
             The changed record.

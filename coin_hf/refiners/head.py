@@ -1,4 +1,4 @@
-"""Head refitting: the classifier by ridge regression on the coded model's own features."""
+"""Head refitting: refit the classifier by ridge regression on the coded model's features."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from coin_hf.refiners.layerwise import moved
 from coin_hf.refiners.lockstep import Unsuitable, passes
 
 STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
-"""What `strength: auto` tries: 10 ... 1e-4, two for each decade."""
+"""Candidates of `strength: auto`: 10 ... 1e-4, two per decade."""
 
 
 @torch.no_grad()
@@ -27,28 +27,28 @@ def refit_head(
 ) -> dict[str, Tensor]:
     """Refit the last linear map to the coded outputs.
 
-    With z the coded model's features (a 1 appended where the classifier has a bias) and W_c its
+    With z the coded model's features (a 1 appended if the classifier has a bias) and W_c its
     classifier:
 
         W = argmin sum_l || W z_l - sum_i beta_i f_i(x_l) ||^2 + s t || W - W_c ||^2
 
     t is the mean of the Gram matrix's diagonal, for a bias the number of samples, so that the
-    strength s has no unit. Unless it is given, s minimises generalised cross-validation,
+    strength s is dimensionless. Unless it is given, s minimises generalised cross-validation,
     P ||(I - A) R||^2 / (P - tr A)^2 with A the smoothing matrix and R the residuals of W_c: no
-    sample is set aside and no label is seen. One eigendecomposition of the Gram matrix of features
+    sample is held out and no label is used. One eigendecomposition of the Gram matrix of features
     or of samples, whichever is smaller, serves every s.
     Source: Golub, Heath, Wahba, Technometrics 21 (1979), eq. (1.3).
 
     Args:
-        model: The coded model; it is not changed.
+        model: The coded model; not modified.
         inputs: Samples, shape (P, ...). With an accelerator, the same in every process.
         targets: sum_i beta_i f_i on them, shape (P, K).
         strength: s; None to choose among `STRENGTHS`.
-        batch_size: Samples in one forward pass.
-        accelerator: An `accelerate.Accelerator` whose processes share the batches out.
+        batch_size: Samples per forward pass.
+        accelerator: An `accelerate.Accelerator` whose processes share the batches.
 
     Returns:
-        The classifier's weight, and bias where there is one, by name. Solved in float64.
+        The classifier's weight, and bias if there is one, by name. Solved in float64.
 
     Raises:
         Unsuitable: If the model does not end in a linear map.
@@ -60,7 +60,7 @@ def refit_head(
     features = features.to(device, torch.float64)
     count, width = features.shape
     scale = features.square().mean().item() * count
-    unit = (scale / count) ** 0.5 or 1.0  # of the bias's column: its ridge is then s P
+    unit = (scale / count) ** 0.5 or 1.0  # value of the bias column: its ridge is then s P
     if last.bias_name is not None:
         features = torch.cat([features, torch.full_like(features[:, :1], unit)], 1)
     residual = (targets - logits).to(features)
@@ -98,7 +98,7 @@ def _ridge(features: Tensor, residual: Tensor, scale: float, strength: float | N
 def _features(
     model: nn.Module, inputs: Inputs, batch_size: int, processes: Processes
 ) -> tuple[LinearMap, Tensor, Tensor]:
-    """Return the last map (its input: one sample's), its input rows, and the logits."""
+    """Return the last map (on one sample), its input rows, and the logits."""
     last, _ = _last(model, repeat_first(fit_to(inputs, model), 1))
     parts = []
     for number, batch in processes.share(list(enumerate(batches(inputs, batch_size)))):
@@ -110,7 +110,7 @@ def _features(
 
 @torch.no_grad()
 def find_head(model: nn.Module, inputs: Inputs) -> list[str]:
-    """Find the linear map that gives the logits.
+    """Find the linear map that produces the logits.
 
     Args:
         model: A classifier in eval mode.
@@ -127,7 +127,7 @@ def find_head(model: nn.Module, inputs: Inputs) -> list[str]:
 
 
 def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor]:
-    """Run a batch; return the last map and the logits, which it must give."""
+    """Run a batch; return the last map and the logits, which must be its output."""
     with passes([model], batch) as [only]:
         last: tuple[LinearMap, Tensor, int] | None = None
         stop = only.go()
@@ -140,7 +140,7 @@ def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor]:
         stop, output, version = last
         flat = stop.flat(output).nan_to_num()
         same = flat.shape == logits.shape and torch.equal(flat, logits.nan_to_num())
-        if same and output._version == version:  # else it was changed in place since
+        if same and output._version == version:  # else it was modified in place
             return stop, logits
     raise Unsuitable(
         f"{type(model).__name__} does not end in a linear map: leave the refiner `head` out"

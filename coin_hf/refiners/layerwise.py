@@ -1,4 +1,4 @@
-"""Layerwise refitting: each map in turn by least squares on what the coded model sees there."""
+"""Layerwise refitting: refit each map in turn by least squares on the coded model's inputs."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from coin_hf.networks.processes import Processes
 from coin_hf.refiners.lockstep import Pass, Unsuitable, find_maps, passes
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""What `strength: auto` tries for each map, in this order until the error grows again."""
+"""Candidates of `strength: auto`, tried per map in this order until the error grows again."""
 ENTRIES = 2**24
-"""How many numbers the rows that are formed at once may have."""
+"""Most entries of the rows formed at once."""
 
 
 @torch.no_grad()
@@ -31,48 +31,48 @@ def refit_layers(
     accelerator: Any = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Refit the coded model's maps to the average of what the experts' maps give.
+    """Refit the coded model's maps to the weighted average of the experts' map outputs.
 
-    In forward order, for every dense convolution and every linear map, with z_c
-    the coded model's own input there (earlier maps already refitted) and a_i the output of expert
-    i's map for the same sample:
+    In forward order, for every dense convolution and every linear map, with z_c the coded model's
+    own input (earlier maps already refitted) and a_i the output of expert i's map for the same
+    sample:
 
         W = argmin sum_r || W z_c,r - sum_i beta_i a_i,r ||^2 + s t || W - W_c ||^2
 
-    r runs over samples and places (tokens, or patches by im2col). t is the mean of the Gram
-    matrix's diagonal, so that the strength s has no unit; a bias is one more input, always 1,
-    with the number of rows as its own t. Each map takes the strength with the smallest error on
-    the held-out samples (the first minimum), or stays as it is where none lessens it.
+    r runs over samples and positions (tokens, or patches by im2col). t is the mean of the Gram
+    matrix's diagonal, so that the strength s is dimensionless; a bias is one more input, always 1,
+    with the number of rows as its t. Each map takes the strength with the smallest error on the
+    held-out samples (the first minimum), or stays unchanged if none reduces it.
 
-    It is RegMean (arXiv:2212.09849) turned to the coding objective: the inputs are the coded
-    model's, not each expert's, and the target is the coded output. Where maps of all experts are
-    equal and see equal inputs, nothing changes. All networks make one pass over all samples at
-    once, which costs the memory of N + 1 such passes without gradients.
+    This is RegMean (arXiv:2212.09849) for the coding objective: the inputs are the coded model's,
+    not each expert's, and the target is the coded output. Where the maps of all experts are equal
+    and have equal inputs, nothing changes. All networks make one pass over all samples at once,
+    which takes the memory of N + 1 such passes without gradients.
 
     Args:
-        model: The coded model, in eval mode; it is copied, not changed.
+        model: The coded model, in eval mode; copied, not modified.
         experts: The N experts, of the same architecture, in eval mode.
         inputs: Samples to fit to, a tensor (P, ...) or a mapping of tensors. With an accelerator,
             the same in every process.
-        held_out: Samples that choose, shape (Q, ...).
+        held_out: Samples that choose the strength, shape (Q, ...).
         betas: The coded model's weights, shape (N,).
         strength: s; None to choose among `STRENGTHS`.
-        accelerator: An `accelerate.Accelerator` whose processes share the samples out.
+        accelerator: An `accelerate.Accelerator` whose processes share the samples.
         progress: Show a bar on stderr, in the main process.
 
     Returns:
-        All parameters of the coded model by name. Solved in float64; but for rounding the same
-        for any number of processes.
+        All parameters of the coded model by name. Solved in float64; up to rounding the same for
+        any number of processes.
 
     Raises:
-        Unsuitable: If the networks do not go through the same maps, or there is none to refit.
+        Unsuitable: If the networks do not apply the same maps, or there is none to refit.
     """
     places = find_maps(model, inputs)
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters())
     processes = Processes.of(accelerator)
     parts = [take(part, processes.part) for part in (inputs, held_out)]
-    # One more at the end, which nothing counts: no process is without samples.
+    # One extra sample at the end, not counted: no process is without samples.
     batch = fit_to(concatenate([*parts, take(inputs, slice(0, 1))]), model)
     split = [count(part) for part in parts]
     strengths = STRENGTHS if strength is None else (strength,)
@@ -104,13 +104,13 @@ def refit_layers(
 
 
 def _advance(every: Sequence[Pass], answers: list[Tensor]) -> list[LinearMap | None]:
-    """Let each pass go on, its answer dropped as soon as it is taken."""
+    """Resume each pass; its answer is released as soon as it is taken."""
     answers.reverse()
     return [each.go(answers.pop()) for each in every]
 
 
 def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
-    """Return sum_i beta_i a_i, written so that equal answers come back as they are."""
+    """Return sum_i beta_i a_i, written so that equal answers are returned unchanged."""
     dtype = torch.promote_types(answers[0].dtype, torch.float32)
     first, *others = (answer.to(dtype) for answer in answers)
     total = first.clone()
@@ -120,12 +120,12 @@ def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
 
 
 class _Normal:
-    """The normal equations of one map over some samples: Gram matrix, right side, rows, error."""
+    """The normal equations of one map over some samples: Gram, right-hand side, rows, error."""
 
     def __init__(self, stop: LinearMap, residual: Tensor, begin: int, end: int) -> None:
         residual = stop.flat(residual)
         places = len(residual) // len(stop.input)
-        device = "cpu" if residual.device.type == "mps" else residual.device  # it has no float64
+        device = "cpu" if residual.device.type == "mps" else residual.device  # mps has no float64
         width = stop.rows(stop.input[:1]).shape[1]
         inputs = width + (stop.bias_name is not None)
         zero = torch.zeros((), dtype=torch.float64, device=device)
@@ -142,7 +142,7 @@ class _Normal:
         if stop.bias_name is not None:
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
         alive = rows.any(0).nonzero().squeeze(1).to(self.gram.device)
-        if len(alive) < rows.shape[1]:  # padding alone under some taps, where the image is small
+        if len(alive) < rows.shape[1]:  # on small images some taps see only padding
             rows = rows[:, alive.to(rows.device)]
         self.gram[alive[:, None], alive] += product(rows.T, rows.T).to(self.gram)
         self.right[alive] += product(rows.T, missing.T).to(self.right)
@@ -181,7 +181,7 @@ def _refit(
     normal: Sequence[_Normal],
     strengths: Sequence[float],
 ) -> None:
-    """Change one map's parameters in place, if that lessens the error on the held-out samples."""
+    """Change one map's parameters in place if that reduces the error on the held-out samples."""
     fit, held_out = normal
     best, chosen = held_out.error.item(), None
     for strength in strengths:
@@ -202,11 +202,11 @@ def _refit(
 
 
 def moved(parameter: Tensor, change: Tensor) -> Tensor:
-    """Add a change in float64 to a parameter, rounded once to its dtype.
+    """Add a float64 change to a parameter, rounding once to its dtype.
 
     Args:
         parameter: Any shape.
-        change: As many numbers, in the same order.
+        change: As many values, in the same order.
 
     Returns:
         The sum, in the parameter's dtype on its device.

@@ -1,4 +1,4 @@
-"""Forward passes of several networks that go on together from one linear map to the next."""
+"""Forward passes of several networks, in lockstep from one linear map to the next."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,32 +18,32 @@ class Unsuitable(ValueError):
 
 
 class _Ended(BaseException):
-    """Ends a pass for which nobody waits any more."""
+    """Ends a pass that nobody waits for any more."""
 
 
 class Pass:
-    """A forward pass that stops at every map. It has a thread, which runs only while awaited."""
+    """A forward pass that stops at every map, in a thread that runs only while awaited."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         """Prepare the pass; nothing runs yet.
 
         Args:
             model: A classifier in eval mode.
-            inputs: Its inputs, all of them in one batch, on its device.
+            inputs: All its inputs in one batch, on its device.
         """
         self.model, self.inputs = model, inputs
         self.logits: Tensor | None = None
-        """The network's answer, once the pass is through."""
+        """The network's answer, once the pass is complete."""
         self._failure: BaseException | None = None
         self._stops: SimpleQueue[LinearMap | None] = SimpleQueue()
         self._outputs: SimpleQueue[Tensor | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def go(self, output: Tensor | None = None) -> LinearMap | None:
-        """Go on to the next map.
+        """Run to the next map.
 
         Args:
-            output: The output of the map where the pass waits; None at the start.
+            output: The output of the map at which the pass waits; None at the start.
 
         Returns:
             The next map; None at the end.
@@ -90,16 +90,15 @@ class Pass:
 def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
     """Find the maps whose input's first axis runs over the samples, by batches of two and three.
 
-    Other maps, such as those of a table of positions, have as long an input for either.
+    Other maps, such as those of a position table, have equally long inputs for both.
 
     Args:
         model: A classifier in eval mode.
-        sample: One sample or more, shape (P, ...); the first is taken.
+        sample: One sample or more, shape (P, ...); the first is used.
 
     Returns:
-        By the name of the weight how many entries of the first axis belong to one sample (1, or
-        the windows of a sample), in forward order. A weight that is used twice stands for its
-        first use.
+        Weight name -> entries of the first axis per sample (1, or the windows of a sample), in
+        forward order. A weight used twice counts at its first use.
 
     Raises:
         Unsuitable: If there is none.

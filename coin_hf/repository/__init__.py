@@ -1,1 +1,1 @@
-"""The coded repository on disk and on the Hub, and the files beside its weights."""
+"""Read and write coded repositories, on disk and on the Hub."""

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all: first a draft beside them, then one rename."""
+"""Write files and folders completely or not at all: a draft beside them, then one rename."""
 
 import os
 import shutil
@@ -10,13 +10,13 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path: The file; one that is there is replaced at the end.
+        path: The file; an existing one is replaced at the end.
 
     Yields:
-        The draft to write; it is put in place at the end, or removed where an exception comes.
+        The draft to write; it is put in place at the end, or removed on an exception.
     """
     draft = _draft(path)
     try:
@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all.
+    """Write a text file completely or not at all.
 
     Args:
         path: The file.
@@ -39,14 +39,13 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all.
+    """Write a folder completely or not at all.
 
     Args:
-        folder: The folder; one that is there is replaced at the end.
+        folder: The folder; an existing one is replaced at the end.
 
     Yields:
-        An empty draft folder to fill; it is put in place at the end, or removed where an exception
-        comes.
+        An empty draft folder to fill; it is put in place at the end, or removed on an exception.
     """
     draft = _draft(folder)
     try:
@@ -58,16 +57,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def is_draft(path: Path, of: Path) -> bool:
-    """Say whether a file is what a stopped run left of another one.
+    """Return whether a file is a draft of another that a stopped run left behind.
 
     Args:
         path: The file.
         of: The file that was to be written.
 
     Returns:
-        Whether its name is that of a draft.
+        Whether its name is a draft's.
     """
-    same_end = path.suffix == of.suffix  # by which libraries tell the format
+    same_end = path.suffix == of.suffix  # it tells libraries the format
     return path.parent == of.parent and same_end and path.name.startswith(f".{of.stem}.")
 
 
@@ -76,7 +75,7 @@ def _draft(path: Path) -> Path:
 
 
 def _put_in_place(draft: Path, folder: Path) -> None:
-    """Rename the finished draft to the folder's name, in one step where nothing was there."""
+    """Rename the finished draft to the folder's name, in one step if there was none."""
     if not folder.exists():
         draft.rename(folder)
         return

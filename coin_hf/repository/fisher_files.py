@@ -1,10 +1,10 @@
-"""Fishers as files: what they hold, what they were computed from, and whose they are.
+"""Save, load and check Fisher files, which record their expert and samples.
 
-`fisher/<expert>.safetensors` holds one tensor for each parameter, named and shaped like it. In half
+`fisher/<expert>.safetensors` holds one tensor for each parameter, with its name and shape. In half
 precision each value is rounded to bfloat16, whose relative error is at most u = 2^-8 over the whole
-range of float32 (Fishers span ten decades and more, which float16 does not). With lam >= 0 this
-moves an entry of theta_c by at most u / 2 / (1 - u) of the distance between the smallest and the
-largest of the experts' values there: less than two parts in a thousand of what the experts differ.
+range of float32 (Fishers span ten decades or more, beyond float16). With lam >= 0 this moves an
+entry of theta_c by at most u / 2 / (1 - u) of the distance between the smallest and the largest of
+the experts' values there: less than two parts in a thousand of their spread.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ Precision = Literal["half"] | bool
 
 
 def fisher_path(expert: str) -> str:
-    """Return where an expert's Fisher lies in a repository.
+    """Return the path of an expert's Fisher in a repository.
 
     Args:
         expert: The expert's name.
@@ -48,10 +48,10 @@ def rounded(fisher: Mapping[str, Tensor], precision: Precision) -> dict[str, Ten
 
     Args:
         fisher: Diagonal Fisher by parameter name.
-        precision: `half` for bfloat16; otherwise it stays as it is.
+        precision: `half` for bfloat16; otherwise it is unchanged.
 
     Returns:
-        The Fisher; encoding with it gives what re-coding will give.
+        The Fisher; encoding with it gives the same result as re-coding from its file.
     """
     if precision == "half":
         return {name: value.to(torch.bfloat16) for name, value in fisher.items()}
@@ -59,13 +59,13 @@ def rounded(fisher: Mapping[str, Tensor], precision: Precision) -> dict[str, Ten
 
 
 def samples_hash(draws: Sequence[Mapping[str, Any]]) -> str:
-    """Return a hash of the samples a Fisher was taken on.
+    """Return a hash of the samples a Fisher was computed on.
 
     Args:
         draws: For each draw the dataset's revision, configuration, split, and the rows used.
 
     Returns:
-        SHA-256, hexadecimal; equal ones mean the same inputs in the same order.
+        SHA-256, hexadecimal; equal hashes mean the same inputs in the same order.
     """
     keys = ("revision", "config", "split", "rows")
     text = json.dumps([[draw.get(key) for key in keys] for draw in draws], sort_keys=True)
@@ -73,7 +73,7 @@ def samples_hash(draws: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draws_of(coin: CoinRecord) -> list[dict[str, Any]]:
-    """Return the draws on which the Fishers of a coded repository were taken.
+    """Return the draws that the Fishers of a coded repository were computed on.
 
     Args:
         coin: The content of `coin.json`.
@@ -91,13 +91,13 @@ def drawn(
     datasets: Mapping[str, DatasetBlock],
     held_out: float,
 ) -> list[dict[str, Any]]:
-    """Describe draws of samples by what decides the inputs.
+    """Describe draws of samples by what determines the inputs.
 
     Args:
         draws: The dataset of each draw, by name.
         rows: The rows of each draw, by name.
         datasets: The datasets by name.
-        held_out: Share of each draw that is kept from the Fisher.
+        held_out: Share of each draw held out of the Fisher.
 
     Returns:
         As `draws_of`.
@@ -120,7 +120,7 @@ def fisher_metadata(
     estimator: FisherBlock,
     tied: Mapping[str, str],
 ) -> dict[str, str]:
-    """Build what a Fisher's file says of its origin.
+    """Build the metadata of a Fisher file: its expert, samples and estimator.
 
     Args:
         model: The expert's Hub id, or the name of its folder.
@@ -128,10 +128,10 @@ def fisher_metadata(
         draws: The samples, from `draws_of`.
         versions: Package versions.
         estimator: How it was computed: the recipe's `fisher`, `auto` resolved.
-        tied: Names of parameters that are another one's tensor, with that one's name.
+        tied: Tied parameters by name, with the name they are tied to.
 
     Returns:
-        Text by text, as safetensors keeps it.
+        Strings by key, as safetensors stores them.
     """
     place = model if not Path(model).is_absolute() else f"./{Path(model).name}"
     return {
@@ -172,10 +172,10 @@ def save_fisher(
     revision: str = "",
     precision: Precision = True,
 ) -> None:
-    """Write one expert's Fisher as a file of its own, whole or not at all.
+    """Save one expert's Fisher to its own file, completely or not at all.
 
-    A Fisher that others shall code with must also say on which samples it was taken: make it with
-    `coin-hf fisher`, or with `fisher: {save: true}` in a recipe.
+    A Fisher for others to code with must also record its samples: make it with `coin-hf fisher`, or
+    with `fisher: {save: true}` in a recipe.
 
     Args:
         path: The file, such as `fisher/low.safetensors`.
@@ -202,21 +202,21 @@ def save_fisher(
 def load_fisher(
     repo_or_path: str | Path, expert: str | None = None, *, revision: str | None = None
 ) -> dict[str, Tensor]:
-    """Read one expert's Fisher.
+    """Load one expert's Fisher.
 
     Args:
         repo_or_path: A Hub id or a folder that holds `fisher/<expert>.safetensors`, such as a coded
             model's or the expert's own; or the file itself.
-        expert: The expert's name; by default the only one whose Fisher is there.
+        expert: The expert's name; by default the only one with a Fisher there.
         revision: Branch, tag or commit on the Hub.
 
     Returns:
-        By the names of the expert's checkpoint a tensor of the parameter's shape, float32 (float64
-        where it was saved so), for `fisher_average`.
+        Tensors of the parameters' shapes by their names in the expert's checkpoint, float32
+        (float64 if saved so), for `fisher_average`.
 
     Raises:
-        InputError: If there is none, several are there and `expert` is not said, or the file is
-            damaged or no Fisher.
+        InputError: If there is none, there are several and `expert` is not given, or the file is
+            damaged or not a Fisher.
     """
     path = Path(repo_or_path).expanduser()
     if not path.is_file():
@@ -250,21 +250,21 @@ def check_fisher(
     shapes: Mapping[str, tuple[int, ...]],
     samples_sha256: str | None,
 ) -> dict[str, str]:
-    """Check that a Fisher's file belongs to an expert, before any of its values is read.
+    """Check that a Fisher file belongs to an expert, before reading its values.
 
     Args:
         path: The file.
         expert: The expert's name, for messages.
         revision: The expert's commit SHA, or `sha256:...` of its folder.
         shapes: The shapes of all tensors of the expert's checkpoint, by name.
-        samples_sha256: Hash of the samples it must have been taken on; None for any.
+        samples_sha256: Hash of the samples it must have been computed on; None for any.
 
     Returns:
         The file's metadata.
 
     Raises:
-        InputError: If it is missing, damaged, no Fisher, another expert's or revision's, of other
-            names or shapes, or taken on other samples.
+        InputError: If it does not exist, is damaged or not a Fisher, belongs to another expert or
+            revision, has other names or shapes, or was computed on other samples.
     """
     try:
         with safe_open(path, framework="pt") as file:

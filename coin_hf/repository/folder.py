@@ -1,4 +1,4 @@
-"""The coded repository on disk: plain weights, coin.json, result.json, card and figure."""
+"""Write and read a coded repository: weights, coin.json, result.json, card and figure."""
 
 import json
 import os
@@ -24,12 +24,12 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that is in use, before anything is computed.
 
     Args:
-        folder: Where a coded repository shall be written.
+        folder: The output folder of a coded repository.
         overwrite: Allow it to hold a coded repository, which will be replaced.
 
     Raises:
-        InputError: If it is a file, or holds anything (with `overwrite`: anything else), or cannot
-            be made where it shall lie.
+        InputError: If it is a file, holds anything (with `overwrite`: anything but a coded
+            repository), or cannot be created.
     """
     folder = folder.expanduser()
     if folder.exists() and not folder.is_dir():
@@ -38,7 +38,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "may not be written to" if parent.is_dir() else "is a file"
         raise InputError(
-            f"the output folder {folder} cannot be made, for {parent} {problem}: choose another "
+            f"the output folder {folder} cannot be created, as {parent} {problem}: choose another "
             "`output`"
         )
     if not folder.exists() or not any(folder.iterdir()):
@@ -49,7 +49,7 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         )
     if not (folder / COIN_FILE).is_file():
         raise InputError(
-            f"the output folder {folder} holds something else than a coded model (it has no "
+            f"the output folder {folder} holds something other than a coded model (it has no "
             f"{COIN_FILE}), so --overwrite leaves it alone: choose another `output`"
         )
 
@@ -62,19 +62,19 @@ def write_repository(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a coded repository; it appears whole or not at all.
+    """Write a coded repository, completely or not at all.
 
     Args:
-        folder: Where to.
-        write_weights: Writes the networks and all that only they know into the folder it is given.
+        folder: Output folder.
+        write_weights: Writes the networks, their configurations and Fishers into the folder given.
         coin: The content of `coin.json`, paths absolute.
         result: The content of `result.json`, paths absolute.
-        overwrite: Replace a coded repository that is there.
+        overwrite: Replace an existing coded repository.
 
     Raises:
         InputError: If the folder is in use or cannot be written.
     """
-    # Where a link leads is replaced, not the link; and relative paths hold from there.
+    # Replace a link's target, not the link; recorded paths are relative to the target.
     folder = folder.expanduser().resolve()
     check_output(folder, overwrite=overwrite)
     try:
@@ -96,7 +96,7 @@ def write_repository(
 
 
 def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
-    """Put new measurements into a coded repository: calibration, result, card and figure.
+    """Save new measurements to a coded repository: calibration, result, card and figure.
 
     Args:
         folder: The repository.
@@ -125,13 +125,13 @@ def read_records(folder: Path, name: str) -> tuple[CoinRecord, Result]:
 
     Args:
         folder: A coded repository on this machine.
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
         Both records.
 
     Raises:
-        InputError: If it is no coded repository, is damaged, or of a newer format.
+        InputError: If it is not a coded repository, is damaged, or has a newer format.
     """
     texts = [_text(folder, file, name) for file in (COIN_FILE, RESULT_FILE)]
     _check_format(texts[0], name)
@@ -147,20 +147,20 @@ def read_repository(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, 
 
     Args:
         folder: A coded repository on this machine.
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
         The content of both; paths are absolute.
 
     Raises:
-        InputError: If it is no coded repository, is damaged, or of a newer format.
+        InputError: If it is not a coded repository, is damaged, or has a newer format.
     """
     coin, result = read_records(folder, name)
     return coin.dump(), result.dump()
 
 
 def as_json(record: Record) -> str:
-    """Write a record as the text of its file.
+    """Serialise a record as the text of its file.
 
     Args:
         record: The record.
@@ -186,7 +186,7 @@ def _text(folder: Path, file: str, name: str) -> str:
 
 
 def _check_format(text: str, name: str) -> None:
-    """Tell a newer format from a damaged file; of one that is no JSON object, its reader tells."""
+    """Reject another format; text that is not JSON is left to its reader."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):

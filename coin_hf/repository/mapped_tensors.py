@@ -1,7 +1,7 @@
-"""Tensors of safetensors files, mapped: reading a part reads that part alone.
+"""Memory-map safetensors files: reading part of a tensor reads that part alone.
 
-A safetensors file is the length of its header (8 bytes), the header (JSON: name, dtype, shape and
-offsets of each tensor), and the tensors' bytes one after the other.
+A safetensors file holds the length of its header (8 bytes), the header (JSON: name, dtype, shape
+and offsets of each tensor), and the tensors' bytes one after the other.
 """
 
 import json
@@ -22,7 +22,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-"""What safetensors calls the types that checkpoints hold."""
+"""safetensors' names for the dtypes of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
-    """Where its bytes start in the file."""
+    """Offset of its bytes in the file."""
     count: int
-    """How many entries it has."""
+    """Number of elements."""
     mapped: mmap.mmap
 
 
 class Tensors:
-    """The tensors of safetensors files, mapped: reading a part reads that part alone."""
+    """The memory-mapped tensors of safetensors files."""
 
     def __init__(self, files: Sequence[Path], name: str) -> None:
-        """Map files; their headers are checked, no tensor is read.
+        """Map files and check their headers, without reading a tensor.
 
         Args:
             files: The files.
-            name: What messages call their owner.
+            name: Their owner's name in messages.
 
         Raises:
-            InputError: If one is missing, damaged, or holds a type this cannot code.
+            InputError: If one is missing, damaged, or holds an unsupported dtype.
         """
         self.name = name
         self.headers: dict[Path, bytes] = {}
@@ -71,7 +71,7 @@ class Tensors:
 
     def _map(self, file: Path) -> None:
         with file.open("rb") as stream:
-            # A private map may be written to, which torch asks for; nothing here does.
+            # torch wants writable memory, which a private map is; nothing here writes to it.
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         size = 8 + int.from_bytes(mapped[:8], "little")
         header: dict[str, Any] = json.loads(mapped[8:size])
@@ -93,12 +93,12 @@ class Tensors:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return some entries of a tensor, flat, sharing memory with the file's map.
+        """Return some elements of a tensor, flat, sharing memory with the mapped file.
 
         Args:
             name: The tensor.
-            start: First entry.
-            stop: Entry after the last one, more than `start`.
+            start: First element.
+            stop: One past the last element, greater than `start`.
 
         Returns:
             Shape (stop - start,).
@@ -113,7 +113,7 @@ def weights_in(folder: Path, name: str) -> Tensors:
 
     Args:
         folder: Folder with `model.safetensors`, or several `model-*.safetensors`.
-        name: What messages call it.
+        name: Its name in messages.
 
     Returns:
         Its tensors.

@@ -1,4 +1,4 @@
-"""Where experts and datasets lie: absolute in memory, relative in a repository, bare on the Hub."""
+"""Convert paths: absolute in memory, relative in a repository, bare on the Hub."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from coin_hf.records.coin import CoinRecord
 
 
 def place_of(path: str) -> str:
-    """Return where a repository lies, in a form that holds from any working directory.
+    """Return a repository's location, valid from any working directory.
 
     Args:
         path: A Hub id or a folder.
@@ -22,13 +22,13 @@ def place_of(path: str) -> str:
 
 
 def relative_to(folder: Path) -> Callable[[str], str]:
-    """Make absolute paths relative to a folder; Hub ids stay.
+    """Make absolute paths relative to a folder; Hub ids are unchanged.
 
     Args:
         folder: The folder, absolute.
 
     Returns:
-        Place -> place; what is relative begins with a dot.
+        Path -> path; relative ones begin with a dot.
     """
 
     def change(path: str) -> str:
@@ -47,7 +47,7 @@ def absolute_in(folder: Path) -> Callable[[str], str]:
         folder: The folder, absolute.
 
     Returns:
-        Place -> place.
+        Path -> path.
     """
 
     def change(path: str) -> str:
@@ -57,7 +57,7 @@ def absolute_in(folder: Path) -> Callable[[str], str]:
 
 
 def bare(path: str) -> str:
-    """Keep of an absolute path its last part: the rest means nothing to others.
+    """Keep only the last part of an absolute path: the rest means nothing to others.
 
     Args:
         path: A Hub id or an absolute path.
@@ -69,7 +69,7 @@ def bare(path: str) -> str:
 
 
 def local_experts(coin: CoinRecord) -> list[str]:
-    """Name the experts of a coded repository that are folders, out of reach for others.
+    """List the experts of a coded repository that are local folders, which others cannot load.
 
     Args:
         coin: Its record, paths absolute.

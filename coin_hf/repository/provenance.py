@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""Record the versions that a result depends on."""
 
 import platform
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Commit files to the Hub, and a coded repository with its card rendered for its id."""
+"""Push to the Hub: files, or a coded repository with its card rendered for its id."""
 
 import json
 from collections.abc import Mapping
@@ -25,23 +25,23 @@ def commit_files(
     token: str | None = None,
     card: ModelCard | None = None,
 ) -> str:
-    """Commit files to a model repository, which is created if there is none.
+    """Commit files to a model repository, created if needed.
 
     Args:
         repo_id: Hub id.
         files: Content, or the file that holds it, by path in the repository.
         commit_message: First line of the commit.
-        private: Create it private.
-        revision: Branch, created if there is none; by default the main one.
+        private: Make a new repository private.
+        revision: Branch, created if needed; by default main.
         create_pr: Open a pull request instead.
-        token: A token that may write; by default the one logged in with.
+        token: Token with write access; by default the saved login.
         card: A card that the Hub checks before anything is created there.
 
     Returns:
         Address of the commit, or of the pull request.
 
     Raises:
-        InputError: If the Hub cannot be reached or refuses.
+        InputError: If the Hub cannot be reached or refuses the commit.
     """
     api = HfApi(token=token)
     with sentences(repo_id, revision, "model"):
@@ -70,25 +70,26 @@ def push_folder(
     commit_message: str = "Add coded model",
     token: str | None = None,
 ) -> str:
-    """Commit a coded repository to the Hub, its card rendered anew for that id.
+    """Push a coded repository to the Hub, with its card rendered for that id.
 
     Args:
         folder: A coded repository on this machine.
-        repo_id: Hub id; created if there is none.
-        private: Create it private.
-        revision: Branch, created if there is none; by default the main one.
+        repo_id: Hub id; created if needed.
+        private: Make a new repository private.
+        revision: Branch, created if needed; by default main.
         create_pr: Open a pull request instead.
         commit_message: First line of the commit.
-        token: A token that may write; by default the one logged in with.
+        token: Token with write access; by default the saved login.
 
     Returns:
         Address of the commit, or of the pull request.
 
     Raises:
-        InputError: If it is no coded repository, or the Hub cannot be reached or refuses.
+        InputError: If it is not a coded repository, or the Hub cannot be reached or refuses the
+            commit.
     """
     coin, result = read_records(folder, str(folder))
-    # A path on this machine means nothing to others, and is not theirs to know.
+    # Paths on this machine mean nothing to others, and stay private.
     coin, result = coin.moved(bare), result.moved(bare)
     contents: dict[str, bytes | Path] = {
         path.relative_to(folder).as_posix(): path
@@ -112,7 +113,7 @@ def push_folder(
 
 
 def _check_card(card: ModelCard, repo_id: str) -> None:
-    """Ask the Hub whether it takes the card, before anything is created there."""
+    """Let the Hub validate the card, before anything is created there."""
     try:
         card.validate()
     except ValueError as error:

@@ -29,13 +29,13 @@ def coin_record(
     samples: "Samples",
     calibration: Calibration,
 ) -> CoinRecord:
-    """Build the content of `coin.json`: what decoding and repeating the run need.
+    """Build the content of `coin.json`: what decoding and repeating the run require.
 
     Args:
-        recipe: The recipe as it was used: revisions pinned, what was chosen in place of `auto`.
+        recipe: The recipe as used: revisions pinned, `auto` replaced by what was chosen.
         experts: The experts, in order.
         samples: The samples, all of them.
-        calibration: What the samples say of the coded models.
+        calibration: The coding losses and corruption threshold, measured on the samples.
 
     Returns:
         The record; folders are absolute paths.
@@ -68,7 +68,7 @@ def coin_record(
 
 
 def recorded_steps(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe says of refining and of copies, where it has a part.
+    """Return a recipe's settings of refinement and augmentation, where used.
 
     Args:
         recipe: The recipe.
@@ -97,8 +97,8 @@ def result_record(
         experts: The experts, in order.
         choice: How the coder's hyperparameter was chosen, if it was.
         measurement: The measurements.
-        run: On what it was made, and what it took.
-        refinements: What each step of `refine` did.
+        run: Its machine, cost and versions.
+        refinements: The outcome of each step of `refine`.
 
     Returns:
         The record; folders are absolute paths.
@@ -129,7 +129,7 @@ def measured(measurement: "Measurement | None") -> dict[str, Any]:
     """Return the fields of a result that hold measurements.
 
     Args:
-        measurement: The measurements; None where nothing was measured.
+        measurement: The measurements; None if nothing was measured.
 
     Returns:
         `erasures`, `patterns`, `mean_nda`, `mean_nda_several` and `detection`.
@@ -153,7 +153,7 @@ def measured(measurement: "Measurement | None") -> dict[str, Any]:
 
 
 def architecture(expert: "Expert") -> str:
-    """Return what its library calls an expert's architecture.
+    """Return the library's name for an expert's architecture.
 
     Args:
         expert: The expert.

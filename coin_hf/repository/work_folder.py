@@ -1,4 +1,4 @@
-"""A folder of unfinished work: claimed for one recipe, so that a run that was stopped goes on."""
+"""Claim a folder of unfinished work for one recipe, so that a stopped run can resume."""
 
 import json
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from coin_hf.repository.atomic import is_draft, write_whole
 
 
 def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
-    """Begin a folder of unfinished work, or go on with the one that is there.
+    """Start a folder of unfinished work, or resume an existing one.
 
     Args:
-        folder: Where it lies; its `recipe.json` says what the work is of.
-        decisive: The part of the recipe on which the work depends, as plain data.
-        way_out: What to do instead where the folder holds something else.
+        folder: The folder; its `recipe.json` identifies the work.
+        decisive: The part of the recipe that the work depends on, as plain data.
+        way_out: What the message advises if the folder holds something else.
 
     Raises:
         InputError: If it holds the work of another recipe, or something else.
@@ -38,7 +38,7 @@ def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
     if different is not None:
         raise InputError(
             f"the checkpoint folder {folder} is of another recipe, '{different}' differs: restore "
-            "the recipe, or remove the folder to begin anew"
+            "the recipe, or remove the folder to start over"
         )
 
 

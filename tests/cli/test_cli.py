@@ -242,7 +242,7 @@ def test_an_output_in_use_is_refused_before_anything_is_computed(
     assert "coded is not empty: choose another `output`, or pass --overwrite" in sentence(err)
     code, out, err = coin_hf("encode", "--overwrite", recipe)
     assert (code, out) == (2, "")
-    assert "something else than a coded model (it has no coin.json)" in sentence(err)
+    assert "something other than a coded model (it has no coin.json)" in sentence(err)
     assert files(tmp_path) == before
 
 
@@ -255,7 +255,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_computed(
     assert sentence(err) == f"the output {recipe} is a file: choose a folder"
     code, _, err = coin_hf("encode", recipe, "-o", f"output={recipe}/below/it")
     assert code == 2
-    assert f"cannot be made, for {recipe} is a file: choose another" in sentence(err)
+    assert f"cannot be created, as {recipe} is a file: choose another" in sentence(err)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -113,7 +113,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path, coin_hf: Command) -> None:
     )
     code, out, err = coin_hf("demo", mine, "--overwrite")
     assert (code, out) == (2, "")
-    assert "holds something else than a demo (notes.txt), so --overwrite leaves it alone" in err
+    assert "holds something other than a demo (notes.txt), so --overwrite leaves it alone" in err
     assert (mine / "experts" / "weights").read_text() == "years of work"
     code, out, err = coin_hf("demo", mine / "notes.txt")
     assert (code, out) == (2, "")
@@ -130,7 +130,7 @@ def test_an_earlier_demo_is_replaced_also_one_that_was_killed(tmp_path: Path) ->
     demo.clear(folder, overwrite=False)  # empty, or not there
     demo.clear(tmp_path / "other", overwrite=False)
     (folder / "digits").symlink_to(tmp_path)
-    with pytest.raises(InputError, match=r"something else than a demo \(digits\)"):
+    with pytest.raises(InputError, match=r"something other than a demo \(digits\)"):
         demo.clear(folder, overwrite=True)
 
 

@@ -113,7 +113,7 @@ def test_a_damaged_partial_is_one_sentence(tmp_path: Path) -> None:
     file.save(Partial(1, 1, 1, {"w": torch.rand(100)}), final=True)
     content = file.path.read_bytes()
     file.path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"is damaged .*: remove .*work to begin anew"):
+    with pytest.raises(InputError, match=r"is damaged .*: remove .*work to start over"):
         file.load()
 
 

@@ -1,4 +1,4 @@
-"""Rule of convolutions: the linear map of the patches of the input."""
+"""Rule for convolutions: the linear map of the patches of the input."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from coin_hf.networks.linear_maps import read
 from coin_hf.networks.patches import patches
 
 POSITIONS = 64
-"""Positions of an output up to which the squares may be formed tap by tap."""
+"""Most output positions at which the squares may be formed tap by tap."""
 
 
 def convolution(function: Any, tape: Tape, *args: Any, **kwargs: Any) -> Tensor | None:
-    """Convolution over the last n axes, grouped or not."""
+    """Apply a convolution over the last n axes, grouped or not."""
     found = read(function, args, kwargs)
     if found is None or found.convolution is None or not tape.samplewise(found.input):
         return None

@@ -1,9 +1,9 @@
-"""Rules of elementwise functions: scales, shifts, slopes, and activations without parameters.
+"""Rules for elementwise functions: scales, shifts, slopes, and activations without parameters.
 
     scale, shift    y_t = w a_t,  a_t + w             dw = sum_t g_t a_t,  sum_t g_t
     prelu           y_t = max(a, 0) + w min(a, 0)     dw = sum_t g_t min(a_t, 0)
 
-They hold for derived tensors too (see `coin_hf.fisher.tape`).
+They also hold for derived tensors (see `coin_hf.fisher.tape`).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from coin_hf.fisher.vector_jacobian import with_gradient
 
 
 def prelu(tape: Tape, input: Tensor, weight: Tensor) -> Tensor | None:
-    """Slope w, one or one a channel, where the input is negative."""
+    """Apply a slope w, shared or per channel, where the input is negative."""
     if not tape.samplewise(input) or input.dim() < 2 or not tape.takes(weight):
         return None
     output = F.prelu(input, weight.detach())
@@ -29,7 +29,7 @@ def prelu(tape: Tape, input: Tensor, weight: Tensor) -> Tensor | None:
 
 
 def scale(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
-    """Elementwise product of an activation and a parameter (layer scale, gates)."""
+    """Multiply an activation by a parameter elementwise (layer scale, gates)."""
     if tape.takes(input) and not tape.takes(other):
         input, other = other, input
     output = _broadcast(tape, torch.mul, input, other, kwargs)
@@ -41,7 +41,7 @@ def scale(tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
 
 
 def shift(function: Any, tape: Tape, input: Any, other: Any, **kwargs: Any) -> Tensor | None:
-    """Elementwise sum or difference of an activation and a parameter (position embedding)."""
+    """Add or subtract a parameter elementwise (position embedding)."""
     if tape.takes(input) and not tape.takes(other):
         if function is torch.sub:
             return None
@@ -55,7 +55,7 @@ def shift(function: Any, tape: Tape, input: Any, other: Any, **kwargs: Any) -> T
 def addcmul(
     tape: Tape, input: Any, tensor1: Any, tensor2: Any, *, value: float = 1
 ) -> Tensor | None:
-    """Scale and shift in one (ConvNeXt V2)."""
+    """Scale and shift in one call (ConvNeXt V2)."""
     if value != 1 or not tape.takes_any(input, tensor1, tensor2):
         return None
     if tape.takes_any(tensor1, tensor2):
@@ -71,7 +71,7 @@ def addcmul(
 def activation(
     function: Callable[..., Tensor], tape: Tape, input: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor | None:
-    """Elementwise function without parameters: its slope is worked out once for all cotangents."""
+    """Apply a parameter-free elementwise function; compute its slope once for all cotangents."""
     if not input.requires_grad or kwargs.get("inplace") or True in args:
         return None
     with torch.enable_grad():
@@ -81,7 +81,7 @@ def activation(
 
 
 def max_pool(tape: Tape, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
-    """Largest value of each window: batched, torch's gradient takes ten times as long."""
+    """Max-pool with unbatched gradients: batched, torch's takes ten times as long."""
     if not input.requires_grad or kwargs.get("return_indices") or True in args:
         return None
     with torch.enable_grad():
@@ -96,7 +96,7 @@ def max_pool(tape: Tape, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | N
 
 
 def _broadcast(tape: Tape, function: Any, input: Any, other: Any, kwargs: Any) -> Tensor | None:
-    """function(input, other) where a parameter is broadcast along an activation, else None."""
+    """Return function(input, other) if a parameter is broadcast along an activation, else None."""
     if kwargs or not isinstance(input, Tensor) or not tape.takes(other) or tape.takes(input):
         return None
     if not tape.samplewise(input) or other.dim() > input.dim():

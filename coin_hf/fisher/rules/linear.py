@@ -1,4 +1,4 @@
-"""Rule of linear maps: y_t = W a_t + b at every position t.
+"""Rule for linear maps: y_t = W a_t + b at every position t.
 
 dW = sum_t g_t a_t^T        db = sum_t g_t        one sample at a time
 """
@@ -14,12 +14,12 @@ from coin_hf.networks.linear_maps import read
 
 
 def linear(function: Any, tape: Tape, *args: Any, **kwargs: Any) -> Tensor | None:
-    """Linear map of the last axis, its weight stored either way round."""
+    """Apply a linear map to the last axis, its weight stored either way round."""
     found = read(function, args, kwargs)
     if found is None or not tape.samplewise(found.input) or found.input.dim() < 2:
         return None
     input, weight, bias = found.input, found.weight, found.bias
-    if found.transposed:  # `matmul` may multiply anything: here only by a parameter itself
+    if found.transposed:  # `matmul` may multiply anything: take only a parameter itself
         if not tape.takes(weight) or tape.is_derived(weight) or tape.takes(input):
             return None
     elif not tape.takes_any(weight, bias):

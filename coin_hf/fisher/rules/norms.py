@@ -1,8 +1,8 @@
-"""Rules of norms: y = w xhat + b, with xhat the input, normalised.
+"""Rules for norms: y = w xhat + b, with xhat the normalised input.
 
     dw = sum_t g_t xhat_t        db = sum_t g_t        elementwise, one sample at a time
 
-xhat is taken from the *input* of the function: its output may be changed in place later.
+xhat is computed from the function's *input*: its output may be modified in place later.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """BatchNorm by its running statistics: xhat = (a - mean) / sqrt(var + eps).
+    """BatchNorm with its running statistics: xhat = (a - mean) / sqrt(var + eps).
 
-    Always as a product and a sum, also for parameters that go the generic way: faster, and torch's
-    own (2.14, on a CPU) passes a gradient in the order of channels last to the wrong entries if
-    the batch is one sample in the order of channels first.
+    Always as a product and a sum, also for parameters on the generic path: this is faster, and
+    torch's own (2.14, on a CPU) sends a channels-last gradient to the wrong entries if the batch is
+    one channels-first sample.
     """
     if training or running_mean is None or running_var is None:
         return None
@@ -112,7 +112,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """InstanceNorm: a GroupNorm of single channels, or a BatchNorm by its running statistics."""
+    """InstanceNorm: a GroupNorm of single channels, or a BatchNorm with running statistics."""
     if use_input_stats:
         return group_norm(tape, input, input.shape[1], weight, bias, eps)
     return batch_norm(tape, input, running_mean, running_var, weight, bias, False, momentum, eps)

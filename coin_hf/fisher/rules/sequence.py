@@ -1,4 +1,4 @@
-"""Rules of sequences: tables of embeddings, tokens given to every sample, attention's bias.
+"""Rules for sequences: embedding tables, tokens given to every sample, attention biases.
 
 embedding       y_t = W[i_t]          dW[v] = sum of g_t over the t with i_t = v
 """
@@ -24,13 +24,13 @@ def embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor | None:
-    """Rows of a table; a row that one sample uses twice is summed before it is squared."""
+    """Look up rows of a table; the gradients of a row used twice are summed before squaring."""
     if max_norm is not None or scale_grad_by_freq or sparse:
         return None
     if not tape.takes(weight) or tape.is_derived(weight):
         return None
     if input.dim() > 1 and len(input) == 1:
-        # Positions shared by all samples: a copy for each makes the gradient a per-sample one.
+        # Positions shared by all samples: one copy each makes the gradient per-sample.
         input = input.expand(tape.samples, *input.shape[1:])
     if not tape.samplewise(input):
         return None
@@ -54,7 +54,7 @@ def embedding(
 def expand(
     function: Callable[..., Tensor], tape: Tape, input: Tensor, *sizes: Any, **kwargs: Any
 ) -> Tensor | None:
-    """A parameter repeated for every sample (class token)."""
+    """Repeat a parameter for every sample (class token)."""
     if not tape.takes(input) or input.dim() == 0 or len(input) != 1:
         return None
     output = function(input.detach(), *sizes, **kwargs)
@@ -74,7 +74,7 @@ def attention(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor | None:
-    """Attention with a learned bias, of which every sample gets a copy with its own gradient."""
+    """Attend with a learned bias, of which every sample gets a copy with its own gradient."""
     if attn_mask is None or not tape.takes(attn_mask) or not tape.samplewise(query):
         return None
     if attn_mask.dim() == query.dim() and len(attn_mask) != 1:

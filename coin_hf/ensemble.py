@@ -22,7 +22,8 @@ from coin_hf.networks.inputs import Inputs, cast
 from coin_hf.networks.logits import call
 from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
-from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
+from coin_hf.repository.fisher_files import fisher_path, write_fisher
+from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
 from coin_hf.repository.folder import read_records, write_repository
 from coin_hf.repository.push import push_folder
 

@@ -10,7 +10,7 @@ from coin_hf.data.images import LabelledImages
 from coin_hf.encoding.context import EncodingContext, RunContext
 from coin_hf.encoding.cost import machine, timed
 from coin_hf.encoding.encoder import calibrate_on, run_coder
-from coin_hf.encoding.inputs import draw, load_experts, open_tests
+from coin_hf.encoding.inputs import draw, draw_recorded, load_experts, open_tests
 from coin_hf.encoding.pinning import pin_datasets, resolve
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.code import ErasureCode
@@ -115,7 +115,7 @@ def evaluate(
     recipe = _with_other_data(ensemble.coin.recipe, overrides)
     experts = ensemble.experts or ()
     test_sets = open_tests(recipe, experts, run)
-    calibration = ensemble.coin.calibration or _calibrate(ensemble, recipe, run)
+    calibration = ensemble.coin.calibration or _calibrate(ensemble, run)
     code = ErasureCode(ensemble.code.rows, losses=calibration.losses)
     with timed(seconds, "evaluation"):
         measurement = _measure(
@@ -148,10 +148,11 @@ def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
     return pin_datasets(changed.model_copy(update={"datasets": datasets}))
 
 
-def _calibrate(ensemble: CodedEnsemble, recipe: Recipe, run: RunContext) -> Calibration:
+def _calibrate(ensemble: CodedEnsemble, run: RunContext) -> Calibration:
     """Calibrate a re-coded ensemble on the samples that the recipe draws."""
     experts = ensemble.experts or ()
-    samples = draw(recipe, experts[0], run)
+    recipe = ensemble.coin.recipe  # whatever data it is measured on now
+    samples = draw_recorded(recipe, ensemble.coin, experts[0], run)
     return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)
 
 

@@ -130,6 +130,7 @@ def test_preprocess_is_the_experts_own(ensemble: CodedEnsemble) -> None:
     torch.testing.assert_close(ensemble.preprocess(flat), torch.full((3, 32, 32), -0.6))
 
 
+@pytest.mark.slow
 def test_a_timm_expert_with_names_and_arguments_of_its_own(tmp_path: Path, x: Tensor) -> None:
     """Grayscale networks, pooled otherwise, whose classes have names: all of it is kept."""
     import timm

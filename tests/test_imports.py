@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -23,6 +24,7 @@ CORE = {"erasure", "networks", "fisher", "coders", "refiners"}
 """The numeric core: no file, no network, no log."""
 
 
+@cache
 def parsed() -> dict[str, ast.Module]:
     """The source of every module by its dotted name below coin_hf ('' for the package itself)."""
     found = {}

@@ -1,71 +1,19 @@
 """Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from datasets import ClassLabel, Dataset, Image, Value
 
 from coin_hf.data.opening import Datasets
+from coin_hf.data.rows import UNKNOWN, Row, known, shuffled
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
 
-SHUFFLE_BUFFER = 1000
-"""Rows in the shuffle buffer of a streamed dataset."""
-
 SHOWN = 20
 """Class names listed in a message."""
-
-UNKNOWN = -1
-"""Label that datasets give to unlabelled rows, as in the test splits of challenges."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image, not yet decoded."""
-
-    position: int
-    """Its index in the split."""
-    label: int | None
-    encoded: dict[str, Any] | None
-    origin: str
-    """Its location, for messages."""
-
-    @property
-    def image(self) -> PIL.Image.Image:
-        """The decoded image.
-
-        Raises:
-            InputError: If there is none, or it cannot be decoded.
-        """
-        if self.encoded is None:
-            raise InputError(f"{self.origin} holds no image: leave that row out of the dataset")
-        try:
-            return Image().decode_example(self.encoded)
-        except (OSError, SyntaxError) as error:
-            reason = re.sub(r" <.*>", "", str(error))  # Pillow shows the object it reads from
-            raise InputError(
-                f"the image in {self.origin} is damaged ({reason}): download the dataset again, "
-                "or leave that row out"
-            ) from error
-
-    @property
-    def truth(self) -> int:
-        """The label.
-
-        Raises:
-            InputError: If it is unknown.
-        """
-        if self.label is None:
-            raise InputError(
-                f"{self.origin} has no label to measure NDA with: choose a split with labels, or "
-                "a label filter that leaves such rows out"
-            )
-        return self.label
 
 
 class LabelledImages:
@@ -157,7 +105,7 @@ class LabelledImages:
                 else []
             )
         else:
-            rows = list(islice(_shuffled(self._stream(), rng), count))
+            rows = list(islice(shuffled(self._stream(), rng), count))
             available = len(rows)
         if available < count:
             filtered = f" with the labels {sorted(self.kept)}" if self.kept is not None else ""
@@ -213,7 +161,7 @@ class LabelledImages:
             return
         rows = self._stream()
         if limit is not None:
-            rows = islice(_shuffled(rows, np.random.default_rng(list(seed))), limit)
+            rows = islice(shuffled(rows, np.random.default_rng(list(seed))), limit)
         number = 0
         while batch := list(islice(rows, batch_size)):
             if number % world == rank:
@@ -265,7 +213,7 @@ class LabelledImages:
         """Positions of the rows that pass the label filter, ascending."""
         if self.label_column is None:
             return np.arange(len(data))
-        labels = np.array([_known(label) for label in data[self.label_column][:]], dtype=np.int64)
+        labels = np.array([known(label) for label in data[self.label_column][:]], dtype=np.int64)
         kept = np.arange(len(data))
         if self.kept is not None:
             kept = np.flatnonzero(np.isin(labels, sorted(self.kept)))
@@ -279,11 +227,11 @@ class LabelledImages:
         images = columns[self.image_column]
         labels = columns[self.label_column] if self.label_column else [None] * len(images)
         for position, image, label in zip(positions.tolist(), images, labels, strict=True):
-            yield self._row(position, _known(label), image)
+            yield self._row(position, known(label), image)
 
     def _stream(self) -> Iterator[Row]:
         for position, columns in enumerate(self.data):
-            label = _known(columns[self.label_column] if self.label_column else None)
+            label = known(columns[self.label_column] if self.label_column else None)
             if self.kept is None or label in self.kept:
                 self._check_label(label, position)
                 yield self._row(position, label, columns[self.image_column])
@@ -301,21 +249,6 @@ class LabelledImages:
             )
 
 
-def _known(label: int | None) -> int:
-    """Replace an absent label by `UNKNOWN`."""
-    return UNKNOWN if label is None else label
-
-
 def _described(features: Mapping[str, Any]) -> str:
     kinds = {name: getattr(f, "dtype", None) or type(f).__name__ for name, f in features.items()}
     return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
-
-
-def _shuffled(rows: Iterator[Row], rng: np.random.Generator) -> Iterator[Row]:
-    """Yield rows in random order from a shuffle buffer."""
-    buffer = list(islice(rows, SHUFFLE_BUFFER))
-    for row in rows:
-        j = int(rng.integers(len(buffer)))
-        yield buffer[j]
-        buffer[j] = row
-    yield from (buffer[j] for j in rng.permutation(len(buffer)))

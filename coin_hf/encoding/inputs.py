@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from coin_hf.data.images import LabelledImages
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.encoding.context import RunContext
+from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
+from coin_hf.records.coin import CoinRecord
 
 
 def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
@@ -90,6 +92,30 @@ def draw(recipe: Recipe | FisherRecipe, expert: Expert, run: RunContext) -> Samp
         per_expert=recipe.samples.per_expert,
         seed=recipe.samples.seed,
     )
+
+
+def draw_recorded(recipe: Recipe, coin: CoinRecord, expert: Expert, run: RunContext) -> Samples:
+    """Draw the samples of a coded repository again.
+
+    Args:
+        recipe: A recipe whose draws are the repository's.
+        coin: The repository's record.
+        expert: Any of the experts.
+        run: Where the run computes; the main process downloads first.
+
+    Returns:
+        The samples, the same in every process.
+
+    Raises:
+        InputError: If the datasets no longer hold the recorded rows.
+    """
+    samples = draw(recipe, expert, run)
+    if [list(rows) for rows in samples.rows] != list(coin.samples.rows.values()):
+        raise InputError(
+            "the datasets no longer give the samples that the coded model records: restore their "
+            "revisions, or encode from a recipe"
+        )
+    return samples
 
 
 def _open(

@@ -1,4 +1,4 @@
-"""Build a network whose weights are loaded afterwards, without filling them at random first."""
+"""Build a network without random initialisation, for weights that are loaded afterwards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +13,15 @@ FILLING = {
     nn.init.normal_,
     nn.init.kaiming_uniform_,
 }
-"""How parameters are drawn: `torch.nn.init` hands three of its functions over as a whole, the
-others end in the first two."""
+"""Functions that draw parameters: three of `torch.nn.init` are intercepted whole, the others end in
+the first two."""
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the random numbers that parameters are filled with: a third of a ResNet50's building.
+    """Skips the random initialisation of parameters: a third of the time to build a ResNet50.
 
-    Buffers, which a checkpoint may leave out, are filled as always. A parameter that is not loaded
-    afterwards holds whatever was in memory: check that all of them are.
+    Buffers, which a checkpoint may omit, are initialised as usual. A parameter that is not loaded
+    afterwards holds uninitialised memory: check that all are loaded.
 
     Example:
         with Unfilled():
@@ -32,7 +32,7 @@ class Unfilled(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Return a parameter as it is where it would be filled at random."""
+        """Return a parameter unchanged where it would be drawn at random."""
         kwargs = kwargs or {}
         if func in FILLING:
             filled = args[0] if args else kwargs["tensor"]

@@ -17,7 +17,8 @@ from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.repository.atomic import whole_file
-from coin_hf.repository.fisher_files import drawn, fisher_metadata, fisher_path, write_fisher
+from coin_hf.repository.fisher_files import fisher_path, write_fisher
+from coin_hf.repository.fisher_origin import drawn, fisher_metadata
 from coin_hf.repository.folder import read_records
 from coin_hf.repository.provenance import environment
 from coin_hf.repository.push import commit_files

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from coin_hf.encoding.context import RunContext
 from coin_hf.encoding.fishers import compute_fisher
-from coin_hf.encoding.inputs import draw
-from coin_hf.errors import InputError
+from coin_hf.encoding.inputs import draw_recorded
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
@@ -20,14 +19,8 @@ from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import ExpertBlock
 from coin_hf.records.coin import CoinRecord
-from coin_hf.repository.fisher_files import (
-    check_fisher,
-    draws_of,
-    fisher_metadata,
-    fisher_path,
-    samples_hash,
-    write_fisher,
-)
+from coin_hf.repository.fisher_files import check_fisher, fisher_path, write_fisher
+from coin_hf.repository.fisher_origin import draws_of, fisher_metadata, samples_hash
 from coin_hf.repository.mapped_tensors import weights_in
 from coin_hf.repository.provenance import environment
 
@@ -91,12 +84,7 @@ def join(
     if published is not None:
         return _published(published, expert, coin)
     run = RunContext(progress=progress)
-    samples = draw(recipe, expert, run)
-    if [list(rows) for rows in samples.rows] != list(coin.samples.rows.values()):
-        raise InputError(
-            "the datasets no longer give the samples that the coded model records: restore their "
-            "revisions, or encode from a recipe"
-        )
+    samples = draw_recorded(recipe, coin, expert, run)
     fitting, _ = samples.split(recipe.samples.held_out)
     found = compute_fisher(recipe, expert, fitting, run)
     metadata = fisher_metadata(

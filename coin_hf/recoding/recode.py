@@ -19,7 +19,8 @@ from coin_hf.recoding.changes import Newcomer, changed_recipe, recoded_coin, rec
 from coin_hf.recoding.streaming import check_same_tensors, write_coded
 from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
-from coin_hf.repository.fisher_files import check_fisher, draws_of, fisher_path, samples_hash
+from coin_hf.repository.fisher_files import check_fisher, fisher_path
+from coin_hf.repository.fisher_origin import draws_of, samples_hash
 from coin_hf.repository.folder import check_output, read_records, write_repository
 from coin_hf.repository.mapped_tensors import Tensors, weights_in
 

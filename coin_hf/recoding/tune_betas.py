@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from coin_hf.encoding.context import RunContext
-from coin_hf.encoding.inputs import draw
+from coin_hf.encoding.inputs import draw_recorded
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import Rows, written
@@ -83,8 +83,8 @@ def tune_betas(
 
     Args:
         target: A folder with a coded repository that holds Fishers.
-        missing: For each expert the probability that it is missing, in (0, 1), independently; only
-            their ratio matters, so they may be weights of how much each expert matters.
+        missing: For each expert the probability that it is missing, in (0, 1), independently of the
+            others.
         by: The objective: `error` (expected squared error) or `agreement`.
         rounds: Number of step sizes in the search, at most 3.
         progress: Called with one line of text for each re-coding.
@@ -110,7 +110,7 @@ def tune_betas(
             f"'{target}' was refined, and betas are tried by re-coding, which does not refine: "
             "encode it without `refine`, tune that, and encode again with the betas found"
         )
-    inputs = draw(recipe, experts[0], RunContext()).inputs
+    inputs = draw_recorded(recipe, ensemble.coin, experts[0], RunContext()).inputs
     batch = recipe.evaluation.batch_size
     answers = [logits_of(expert.model, inputs, batch_size=batch).double() for expert in experts]
     found: dict[Rows, Proposal] = {}

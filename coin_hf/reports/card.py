@@ -10,6 +10,7 @@ from coin_hf.erasure.betas import rows_of
 from coin_hf.hub.layout import FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.result import ResultRecord
+from coin_hf.reports.card_usage import usage
 from coin_hf.reports.tables import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
@@ -116,7 +117,7 @@ def _text(result: ResultRecord, repo_id: str) -> str:
 {_measurements(result)}
 
 ## How to use it
-{_usage(result, repo_id)}
+{usage(result, repo_id)}
 
 ## Limits
 The decoded answer is approximate: read the table, not only its best row. The experts' own limits and licences
@@ -254,51 +255,3 @@ def _fisher(used: FisherBlock) -> str:
 
 def _points(result: ResultRecord) -> str:
     return ", ".join(f"{e.points} images for {e.missing}" for e in result.singles)
-
-
-def _others(result: ResultRecord, repo_id: str) -> str:
-    """Show how plain libraries load a coded model from a subfolder."""
-    if len(rows_of(result.betas)) == 1:
-        return ""
-    if result.library == "timm":  # its hf-hub: names do not allow subfolders
-        return f"""
-from huggingface_hub import snapshot_download
-
-folder = snapshot_download("{repo_id}")  # the others lie in subfolders
-another = timm.create_model(f"local-dir:{{folder}}/coded-1", pretrained=True).eval()
-"""
-    return f"""
-from transformers import AutoModelForImageClassification
-
-another = AutoModelForImageClassification.from_pretrained("{repo_id}", subfolder="coded-1")
-"""
-
-
-def _usage(result: ResultRecord, repo_id: str) -> str:
-    blocks = []
-    if result.library == "timm":
-        blocks.append(f"""With timm:
-```python
-import timm
-
-model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
-{_others(result, repo_id)}```""")
-    blocks.append(f'''With transformers:
-```python
-from PIL import Image
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{repo_id}")
-classify(Image.new("RGB", (64, 64)))  # your image
-{_others(result, repo_id) if result.library == "transformers" else ""}```''')
-    missing = result.experts[-1].name
-    blocks.append(f'''Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
-```python
-from coin_hf import CodedEnsemble
-from PIL import Image
-
-ensemble = CodedEnsemble.from_pretrained("{repo_id}", experts=True)
-x = ensemble.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)  # your image
-logits = ensemble(x, missing=[{len(result.experts) - 1}])  # one tensor for each expert, the missing one decoded
-```''')
-    return "\n\n".join(blocks)

@@ -32,7 +32,7 @@ def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
         kept = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{folder} is not a coin-hf checkpoint folder: remove it, or {way_out}"
+            f"{folder} holds something else than results of coin-hf: {way_out}"
         ) from error
     different = first_difference(kept, json.loads(json.dumps(decisive)))
     if different is not None:

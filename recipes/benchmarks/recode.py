@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from coin_hf.hub.client import folder_revision
 from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
 from coin_hf.records.coin import FORMAT, CoinRecord
-from coin_hf.repository.fisher_files import draws_of, fisher_metadata, fisher_path, write_fisher
+from coin_hf.repository.fisher_files import fisher_path, write_fisher
+from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
 
 HERE = Path(__file__).parent
 RESULT, PAGE = HERE / "results" / "recode.json", HERE / "recode.md"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coin_hf.data.images import LabelledImages, Row
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.rows import Row
 from coin_hf.errors import InputError
 from coin_hf.hub.client import pin
 from coin_hf.recipe.blocks import DatasetBlock

@@ -316,6 +316,7 @@ def test_encode_overwrite_and_evaluate(world: Path, tmp_path: Path, coin_hf: Com
     assert "encode" in sentence(err)
 
 
+@pytest.mark.slow
 def test_warnings_are_one_line_each_on_stderr(
     world: Path, tmp_path: Path, coin_hf: Command
 ) -> None:

@@ -10,7 +10,7 @@ from builders import make_world, save_digits, save_timm, timm_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from coin_hf import Recipe, encode
+from coin_hf import Recipe, encode, evaluate
 from coin_hf.cli.numbers import gathered
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.design import design
@@ -65,8 +65,11 @@ def test_recode_and_evaluate(coded: Path, tmp_path: Path, coin_hf: Command) -> N
     assert printed == "re-coded low, high with betas [0.7, 0.3] and lambda 0.001\n"
     assert f"not measured: run `coin-hf evaluate {out} --save`" in err
     assert "**Not measured.**" in (out / "README.md").read_text()
+    # Other test data is no other data to calibrate on.
+    elsewhere = evaluate(out, overrides=["datasets.low.labels=[0]", "evaluation.limit=4"])
     status, printed, err = coin_hf("evaluate", out, "--save")
     assert status == 0, err
+    assert elsewhere["calibration"] == json.loads((out / "coin.json").read_text())["calibration"]
     result = json.loads((out / "result.json").read_text())
     assert result["mean_nda"]["output average"] == 100
     assert f"{result['mean_nda']['coin']:.1f}" in printed

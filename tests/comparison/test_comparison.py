@@ -22,6 +22,8 @@ from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 CODERS: list[Any] = [
     "averaging",
@@ -184,7 +186,7 @@ def test_a_folder_of_something_else_is_left_alone(
     recipe = write(tmp_path, given(world, start, tmp_path / "out"))
     code, out, err = coin_hf("compare", recipe)
     assert (code, out) == (2, "")
-    assert "is not a coin-hf checkpoint folder: remove it, or choose another `output`" in err
+    assert "holds something else than results of coin-hf: choose another `output`" in err
     code, out, err = coin_hf("compare", recipe, "-o", f"output={recipe}")
     assert (code, out) == (2, "")
     assert "recipe.yaml is a file: choose another `output`" in err

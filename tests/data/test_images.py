@@ -12,7 +12,8 @@ import torch
 from builders import digits, save_digits
 from PIL.Image import fromarray
 
-from coin_hf.data.images import SHUFFLE_BUFFER, LabelledImages, Row
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.rows import SHUFFLE_BUFFER, Row
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
 

@@ -70,6 +70,7 @@ def test_every_pattern_decodes(n: int, m: int) -> None:
     assert seen == len(list(all_patterns(n, m)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_the_design_is_a_code_and_no_worse_than_vandermonde(n: int, m: int) -> None:
     rows = design(n, m)
@@ -177,6 +178,7 @@ def test_a_perfect_coded_model_decides_alone() -> None:
     torch.testing.assert_close(both.decode({0: f[0]}, coded)[1], f[1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_weights_do_not_change_exact_answers() -> None:
     code = ErasureCode(design(5, 3), losses=[1.0, 100.0, 1e-4])
     f = list(torch.randn(5, 4, 3, dtype=torch.float64))
@@ -207,6 +209,7 @@ def test_nothing_missing_needs_no_coded_answer() -> None:
     assert ErasureCode.design(2, 2).decode({0: f, 1: f}, {}) == {}
 
 
+@pytest.mark.slow
 def test_decode_compiles_whole() -> None:
     code = ErasureCode(design(4, 2), losses=[1.0, 2.0])
     f = list(torch.randn(4, 8, 10))

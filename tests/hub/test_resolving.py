@@ -37,11 +37,13 @@ def opened(work: str, folder: Path) -> Counter[str]:
     return Counter(Path(name).relative_to(folder.parent).as_posix() for name in names)
 
 
+@pytest.mark.slow
 def test_loading_hashes_each_expert_once_and_the_coded_model_never(coded: Path) -> None:
     work = "CodedEnsemble.from_pretrained(sys.argv[1], experts=True)"
     assert opened(work, coded) == {"low/model.safetensors": 1, "high/model.safetensors": 1}
 
 
+@pytest.mark.slow
 def test_encoding_hashes_each_expert_once(coded: Path) -> None:
     work = "from coin_hf import Recipe, encode; encode(Recipe.from_yaml(sys.argv[1]))"
     found = opened(work, coded.parent / "recipe.yaml")

@@ -167,6 +167,7 @@ def test_a_pair_of_table_two_runs_on_a_hub_with_stand_ins(
     assert "| COIN |" in (runs / "table2.md").read_text()
 
 
+@pytest.mark.slow
 def test_idx_files_and_tables_become_parquet(tmp_path: Path) -> None:
     g = np.random.default_rng(0)
     pixels = {

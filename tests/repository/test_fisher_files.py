@@ -16,15 +16,8 @@ from coin_hf import InputError, fisher_average, load_expert
 from coin_hf.data.samples import Samples
 from coin_hf.recipe.blocks import DatasetBlock, FisherBlock
 from coin_hf.recoding.streaming import write_coded
-from coin_hf.repository.fisher_files import (
-    check_fisher,
-    drawn,
-    fisher_metadata,
-    fisher_path,
-    rounded,
-    samples_hash,
-    write_fisher,
-)
+from coin_hf.repository.fisher_files import check_fisher, fisher_path, rounded, write_fisher
+from coin_hf.repository.fisher_origin import drawn, fisher_metadata, samples_hash
 from coin_hf.repository.mapped_tensors import Tensors, weights_in
 
 DRAWS = [

@@ -79,7 +79,7 @@ def test_other_keys_may_change_and_decisive_ones_may_not(tmp_path: Path) -> None
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="is not a coin-hf checkpoint folder: remove it"):
+    with pytest.raises(InputError, match="holds something else than results of coin-hf: choose"):
         FisherCheckpoints(tmp_path, decisive())
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 

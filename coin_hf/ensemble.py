@@ -1,4 +1,8 @@
-"""Run a coded ensemble: the experts that answer, and the missing ones decoded."""
+"""Run a coded ensemble: the experts that answer, and the missing ones decoded.
+
+Longer than other modules because it is one public class: most lines are the docstrings of its
+methods, whose work lies in the rooms below.
+"""
 
 import html
 import tempfile

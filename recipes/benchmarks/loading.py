@@ -4,7 +4,8 @@
 
 Both load the same N + 1 networks from folders, in turn within one process. coin-hf also checks that
 the experts are at the revisions that `coin.json` records (their files are hashed, anew in each
-round), that every value is finite, and that the networks fit together. Writes `results/loading.json`.
+round), that every value is finite, and that the networks fit together. Writes
+`results/loading.json`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Coders: pure functions from the experts' parameters to the coded model's."""
+"""Coders: from the experts' parameters, and what the samples say, to the coded model's."""
 
 from coin_hf.coders.averaging import average, average_buffers
 from coin_hf.coders.coin import fisher_average

@@ -94,15 +94,17 @@ class ErasureCode:
     def amplification(
         self, missing: int | Sequence[int], coded: Sequence[int] | None = None
     ) -> float:
-        """Return sigma_max of the betas' pseudo-inverse: how much decoding can amplify an error.
+        """Return sigma_max of the matrix that decoding applies: how much it can amplify an error.
 
         Args:
             missing: Index of the missing expert, or indices of several.
             coded: Indices of the coded models that answer; by default all.
 
         Returns:
-            1 / sigma_min of the betas of those coded models for those experts, in the Euclidean
-            norm over the experts; 1 / beta_i for one of each.
+            A factor in the Euclidean norm over the experts, 0 if none is missing: 1 / sigma_min of
+            the betas of those coded models for those experts, 1 / beta_i for one of each. Where
+            more coded models answer than experts are missing, and losses weight them, it may be
+            larger, but never above `worst_amplification`.
 
         Raises:
             ValueError: If an index is out of range, or fewer coded models answer than experts are
@@ -115,7 +117,9 @@ class ErasureCode:
             return 0.0
         if len(lost) > len(there):
             raise ValueError(f"{len(there)} coded models cannot replace experts {list(lost)}")
-        return amplification(self.rows, lost, there)
+        if self.losses is None or len(lost) == len(there):
+            return amplification(self.rows, lost, there)
+        return float(np.linalg.norm(np.array(self._decoder(lost, there)), 2))
 
     def worst_amplification(self) -> float:
         """Return the largest amplification over all ways to lose at most M of the N + M networks.

@@ -92,11 +92,19 @@ def chunks(
 
     coming = send(parts[0]) if parts else None
     for number, part in enumerate(parts):
-        torch.cuda.current_stream(device).wait_stream(side)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(side)
         now = coming
+        _used_by(now, current)
         if number + 1 < len(parts):
             coming = send(parts[number + 1])
         yield part, now
+
+
+def _used_by(batch: Any, stream: torch.cuda.Stream) -> None:
+    """Keep memory that was taken on another stream until this one's work on it is done."""
+    for value in batch.values() if isinstance(batch, dict) else [batch]:
+        value.record_stream(stream)
 
 
 def _pinned(batch: Any) -> Any:

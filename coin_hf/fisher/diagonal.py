@@ -63,8 +63,8 @@ def diagonal_fisher(
         self_check: First compare with plain autograd, in float64, on two samples.
 
     Returns:
-        Parameter name -> tensor of its shape, on the CPU, float32 or float64, >= 0: the mean over
-        samples of the sum over classes.
+        Parameter name -> tensor of its shape, on the CPU, float32 or float64, >= 0 up to rounding:
+        the mean over samples of the sum over classes.
 
     Raises:
         ValueError: If there are no samples or no parameters, a parameter is not floating-point, the
@@ -114,7 +114,7 @@ def diagonal_fisher(
         if processes.world > 1:
             value = processes.sum(value.to(device))
         fisher[name] = value.div_(total).cpu()
-        # No entry is negative, and `max` propagates NaN: one pass over the memory.
+        # Nothing is negative but by rounding, and `max` propagates NaN: one pass over the memory.
         if value.numel() and not fisher[name].max().isfinite():
             raise ValueError(
                 f"the Fisher of '{name}' is not finite: the weights or outputs are too large for "

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from coin_hf.fisher.squares import Elementwise, accumulator_dtype, pull_back
+from coin_hf.fisher.elementwise import Elementwise, pull_back
+from coin_hf.fisher.squares import accumulator_dtype
 from coin_hf.fisher.vector_jacobian import ready_signature
 
 Shape = tuple[int, ...]

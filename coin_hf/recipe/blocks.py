@@ -103,7 +103,8 @@ class SamplesBlock(Block):
     """The P unlabeled inputs used to compute Fishers and choose lambda."""
 
     per_expert: Annotated[StrictInt, Field(ge=1)] = 100
-    """P', the number of samples from each expert's dataset: P = P' * number of experts."""
+    """P', the number of samples of each draw: P = P' * number of draws, by default one for each
+    expert."""
     seed: Annotated[StrictInt, Field(ge=0)] = 0
     """Seed of the draw."""
     held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
@@ -128,7 +129,7 @@ class FisherBlock(Block):
 
 
 class TaskArithmeticBlock(Block):
-    """theta_0 + alpha sum_i (theta_i - theta_0)."""
+    """theta_0 + alpha sum_i N beta_i (theta_i - theta_0)."""
 
     foundation: str
     """Hub id or folder of theta_0, from which the experts were fine-tuned; with the same head."""

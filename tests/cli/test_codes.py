@@ -56,6 +56,7 @@ def test_code_looks_at_given_betas(coin_hf: Command) -> None:
     assert out.startswith("betas: [[0.6, 0.4], [0.3, 0.7]]\n")
 
 
+@pytest.mark.slow
 def test_recode_and_evaluate(coded: Path, tmp_path: Path, coin_hf: Command) -> None:
     out = tmp_path / "out"
     status, printed, err = coin_hf(

@@ -71,7 +71,7 @@ def test_one_linear_layer_is_fitted_exactly() -> None:
 
     def error(weight: Tensor) -> float:
         pairs = zip(data, experts, strict=True)
-        return sum(float((x @ (weight - e.weight).T).square().mean()) for x, e in pairs)
+        return sum(float((x @ (weight - e.weight).T).square().mean().detach()) for x, e in pairs)
 
     best = error(merged)
     for seed in range(20):

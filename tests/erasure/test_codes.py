@@ -86,12 +86,14 @@ def test_the_design_is_a_code_and_no_worse_than_vandermonde(n: int, m: int) -> N
     assert worst_amplification(vandermonde(n, m)) <= worst_amplification(plain)
 
 
+@pytest.mark.slow
 def test_the_design_beats_vandermonde_clearly() -> None:
     for n, m, factor in ((3, 2, 1.6), (4, 2, 1.8), (8, 2, 2.2), (4, 3, 4), (8, 3, 6)):
         ratio = worst_amplification(vandermonde(n, m)) / worst_amplification(design(n, m))
         assert ratio > factor, (n, m, ratio)
 
 
+@pytest.mark.slow
 def test_known_designs() -> None:
     assert design(4, 1) == ((0.25, 0.25, 0.25, 0.25),)
     # [[a, 1-a], [1-a, a]] amplifies by max(1 / (2a - 1), 1 / (1 - a)), least at a = 2/3.
@@ -336,3 +338,17 @@ def test_patterns() -> None:
     assert all(len(p) > 1 and list(p) == sorted(set(p)) for p in found[16:])
     assert erasure_patterns(16, 3) == (found, total)
     assert erasure_patterns(16, 3, seed=1) != (found, total)
+
+
+def test_amplification_of_weighted_decoding_is_its_matrix() -> None:
+    """A coded model that is trusted more may be the one that amplifies more."""
+    betas = [[0.5, 0.5], [0.3, 0.7]]
+    code = ErasureCode(betas, losses=[1e-6, 1.0])
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    columns = []
+    for c in (0, 1):  # the decoded answer where coded model c alone is off by one
+        coded = {m: torch.full((1, 1), float(m == c), dtype=torch.float64) for m in (0, 1)}
+        columns.append(code.decode({1: zero}, coded)[0].item())
+    found = code.amplification(0)
+    assert found == pytest.approx(sum(value**2 for value in columns) ** 0.5)
+    assert ErasureCode(betas).amplification(0) < found <= code.worst_amplification()

@@ -145,6 +145,7 @@ def test_every_number_against_loops(folder: Path, n: int) -> None:
         assert 0.3 < erasure.scores["coin"].agreement < 1, "a case that tests something"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
 )

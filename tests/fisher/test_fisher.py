@@ -19,7 +19,7 @@ from reference import fisher as one_copy
 from reference import fisher_error
 from torch import Tensor, nn
 
-from coin_hf.fisher import Partial, chunks, diagonal_fisher, generic, squares
+from coin_hf.fisher import Partial, chunks, diagonal_fisher, elementwise, generic, squares
 from coin_hf.fisher.probe import cotangents as probes_of
 from coin_hf.fisher.rules.linear import linear
 from coin_hf.fisher.rules.table import RULES
@@ -80,7 +80,7 @@ def test_it_does_not_depend_on_how_work_is_cut(size: int, monkeypatch: pytest.Mo
     expected = diagonal_fisher(model, inputs)
     monkeypatch.setattr(chunks, "WIDE", size)  # cotangents of a backward pass
     monkeypatch.setattr(generic, "BLOCK", size * 40)
-    monkeypatch.setattr(squares, "PULLED", size * 4)
+    monkeypatch.setattr(elementwise, "PULLED", size * 4)
     monkeypatch.setattr(squares, "CACHE", size * 8)
     assert fisher_error(diagonal_fisher(model, inputs), expected) <= 1e-12
 
@@ -358,7 +358,7 @@ def test_the_self_check_passes(dtype: torch.dtype) -> None:
 def test_the_self_check_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_factor(tape: Any, input: Tensor, shape: Any, weight: Any, bias: Any, eps: Any) -> Any:
         output = F.layer_norm(input, shape, weight.detach(), bias.detach(), eps)
-        square = squares.Elementwise(tape.samples)
+        square = elementwise.Elementwise(tape.samples)
         return tape.watch(output, [input], {weight: square, bias: square})
 
     def no_bias(tape: Any, input: Tensor, weight: Tensor, bias: Any = None) -> Any:
@@ -397,6 +397,7 @@ class Memory:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("estimator", ["exact", "probe"])
 @pytest.mark.parametrize("stops", [[1], [2, 1], [4], [5]])

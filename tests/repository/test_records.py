@@ -19,6 +19,7 @@ from coin_hf.repository.provenance import LIBRARIES, environment
 from coin_hf.repository.run_records import measured
 
 
+@pytest.mark.slow
 def test_the_record_is_the_recipe_as_it_was_run(
     world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

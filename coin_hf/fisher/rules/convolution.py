@@ -5,13 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from coin_hf.fisher.convolution import by_tap, convolve
-from coin_hf.fisher.squares import (
-    Elementwise,
-    add_grouped_products,
-    add_pairs,
-    add_products,
-    pairs_pay,
-)
+from coin_hf.fisher.elementwise import Elementwise
+from coin_hf.fisher.squares import add_grouped_products, add_pairs, add_products, pairs_pay
 from coin_hf.fisher.tape import Tape
 from coin_hf.networks.linear_maps import read
 from coin_hf.networks.patches import patches

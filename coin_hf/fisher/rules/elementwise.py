@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.squares import Elementwise
+from coin_hf.fisher.elementwise import Elementwise
 from coin_hf.fisher.tape import Tape
 from coin_hf.fisher.vector_jacobian import with_gradient
 
@@ -72,7 +72,7 @@ def activation(
     function: Callable[..., Tensor], tape: Tape, input: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor | None:
     """Apply a parameter-free elementwise function; compute its slope once for all cotangents."""
-    if not input.requires_grad or kwargs.get("inplace") or True in args:
+    if not input.requires_grad or kwargs.get("inplace") or any(arg is True for arg in args):
         return None
     with torch.enable_grad():
         twin = input.detach().requires_grad_()
@@ -82,7 +82,7 @@ def activation(
 
 def max_pool(tape: Tape, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     """Max-pool with unbatched gradients: batched, torch's takes ten times as long."""
-    if not input.requires_grad or kwargs.get("return_indices") or True in args:
+    if not input.requires_grad or kwargs.get("return_indices") or any(arg is True for arg in args):
         return None
     with torch.enable_grad():
         twin = input.detach().requires_grad_()

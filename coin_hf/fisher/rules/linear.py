@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from coin_hf.fisher.squares import Elementwise, add_products
+from coin_hf.fisher.elementwise import Elementwise
+from coin_hf.fisher.squares import add_products
 from coin_hf.fisher.tape import Tape
 from coin_hf.fisher.vector_jacobian import linear_map
 from coin_hf.networks.linear_maps import read

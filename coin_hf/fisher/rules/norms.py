@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.squares import Elementwise, accumulator_dtype
+from coin_hf.fisher.elementwise import Elementwise
+from coin_hf.fisher.squares import accumulator_dtype
 from coin_hf.fisher.tape import Tape
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coin_hf.fisher.squares import Elementwise
+from coin_hf.fisher.elementwise import Elementwise
 from coin_hf.fisher.tape import Tape
 
 

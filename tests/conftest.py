@@ -39,8 +39,10 @@ def coin_hf(
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["coin-hf", *map(str, arguments)])
         capsys.readouterr()
-        with warnings.catch_warnings(), pytest.raises(SystemExit) as stopped:
-            main()
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # a warning is printed, as for a user
+            with pytest.raises(SystemExit) as stopped:
+                main()
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 

@@ -53,6 +53,7 @@ class LabelledImages:
                 f"dataset '{name}' has no image column, only {_described(self.features)}: "
                 f"give a dataset with a column of type Image"
             )
+        self.mode = self.features[self.image_column].mode
         self.label_column = self._column("label", block.label, ClassLabel)
         self.kept = self._kept(block.labels)
         columns = [c for c in (self.image_column, self.label_column) if c]
@@ -238,7 +239,7 @@ class LabelledImages:
 
     def _row(self, position: int, label: int, image: dict[str, Any] | None) -> Row:
         origin = f"row {position} of the split '{self.split}' of dataset '{self.name}'"
-        return Row(position, None if label == UNKNOWN else label, image, origin)
+        return Row(position, None if label == UNKNOWN else label, image, origin, self.mode)
 
     def _check_label(self, label: int, position: int) -> None:
         if not UNKNOWN <= label < self.num_classes:

@@ -8,7 +8,7 @@ import datasets
 from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, reason_of
 from coin_hf.hub.client import COMMIT, local_folder, sentences
 from coin_hf.recipe.blocks import DatasetBlock
 
@@ -39,11 +39,11 @@ class Datasets:
                 return self._split(block, split)
         except InputError:
             raise
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # a reader raises anything on damaged files
             cause = error.__cause__ or error
             raise InputError(
                 f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
-                f"{' '.join(str(cause).split())[:300]}"
+                f"{reason_of(cause)}"
             ) from error
 
     def _split(self, block: DatasetBlock, split: str) -> Dataset | IterableDataset:

@@ -1,7 +1,6 @@
 """One row of a split: an image that is not decoded yet, and its label."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import PIL.Image
 from datasets import Image
 
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, boundary
 
 SHUFFLE_BUFFER = 1000
 """Rows in the shuffle buffer of a streamed dataset."""
@@ -29,6 +28,8 @@ class Row:
     encoded: dict[str, Any] | None
     origin: str
     """Its location, for messages."""
+    mode: str | None = None
+    """The mode that the dataset declares for its images, if any."""
 
     @property
     def image(self) -> PIL.Image.Image:
@@ -37,16 +38,31 @@ class Row:
         Raises:
             InputError: If there is none, or it cannot be decoded.
         """
-        if self.encoded is None:
+        if self.encoded is None or set(self.encoded.values()) <= {None}:
             raise InputError(f"{self.origin} holds no image: leave that row out of the dataset")
+        with boundary(
+            f"the image in {self.origin} is damaged",
+            "download the dataset again, or leave that row out",
+        ):
+            return Image(mode=self.mode).decode_example(self.encoded)
+
+    def prepared(self, preprocessing: Callable[[PIL.Image.Image], Any]) -> Any:
+        """Decode and preprocess the image.
+
+        Args:
+            preprocessing: Image -> network input.
+
+        Returns:
+            The network's input, shape (...).
+
+        Raises:
+            InputError: If the image cannot be decoded or preprocessed; the message names the row.
+        """
+        image = self.image
         try:
-            return Image().decode_example(self.encoded)
-        except (OSError, SyntaxError) as error:
-            reason = re.sub(r" <.*>", "", str(error))  # Pillow shows the object it reads from
-            raise InputError(
-                f"the image in {self.origin} is damaged ({reason}): download the dataset again, "
-                "or leave that row out"
-            ) from error
+            return preprocessing(image)
+        except InputError as error:
+            raise InputError(f"the image in {self.origin}: {error}") from error
 
     @property
     def truth(self) -> int:

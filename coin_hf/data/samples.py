@@ -96,7 +96,7 @@ def draw_samples(
     pooled = [row for rows in drawn for row in rows]
     labels = [row.label for row in pooled]
     return Samples(
-        inputs=stack([preprocessing(row.image) for row in pooled]),  # (P, ...)
+        inputs=stack([row.prepared(preprocessing) for row in pooled]),  # (P, ...)
         labels=None if None in labels else torch.tensor(labels),
         sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
         rows=tuple(tuple(row.position for row in rows) for rows in drawn),

@@ -83,7 +83,7 @@ def evaluate_erasures(
             settings.batch_size, limit=settings.limit, seed=(seed, i), shard=shard
         )
         for number, rows in processes.bar(f"decode '{name}'", show=progress, unit="batch", of=read):
-            x = fit_to(stack([preprocessing(row.image) for row in rows]), first)  # (B, ...)
+            x = fit_to(stack([row.prepared(preprocessing) for row in rows]), first)  # (B, ...)
             if (i, number) not in known:
                 known[i, number] = [call(model, x).cpu() for model in experts.values()]
             f = known[i, number]

@@ -1,6 +1,8 @@
 """Read and check a checkpoint's folder before a library builds its network."""
 
 import json
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import RepoCard
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from yaml import YAMLError
 
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
 
 PICKLES = (".bin", ".pt", ".pth")
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git left in place of a large one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,12 @@ def check_weights(folder: Path, name: str) -> None:
             "safetensors.torch.save_file(torch.load(..., weights_only=True), 'model.safetensors')"
         )
     for file in files:
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(
+                    f"expert '{name}': {file.name} is a Git LFS pointer, not the weights: run "
+                    "`git lfs pull` in its repository"
+                )
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -143,3 +153,75 @@ def known_channels(channels: int, name: str) -> int:
             f"expert '{name}' takes images of {channels} channels: only 1 and 3 are supported"
         )
     return channels
+
+
+PREFIXES = ("_orig_mod.", "module.", "model.")
+"""What `torch.compile`, DistributedDataParallel and training frameworks put before every name."""
+SHOWN = 10
+"""Names listed in a message."""
+
+
+def without_prefix(
+    state: Mapping[str, Tensor], expected: Collection[str], name: str
+) -> dict[str, Tensor]:
+    """Strip a prefix that all names have and none should have, with a warning.
+
+    Args:
+        state: The weights by the names of the file.
+        expected: The names of the network.
+        name: The expert's name, for messages.
+
+    Returns:
+        The weights by the names of the network, where stripping known prefixes gives those;
+        else as they are.
+    """
+    stripped, prefix = dict(state), ""
+    while stripped and not stripped.keys() & set(expected):
+        found = next((p for p in PREFIXES if all(key.startswith(p) for key in stripped)), None)
+        if found is None:
+            return dict(state)
+        prefix += found
+        stripped = {key.removeprefix(found): value for key, value in stripped.items()}
+    if prefix:
+        warnings.warn(
+            f"expert '{name}': all names of its weights begin with '{prefix}', which is stripped",
+            stacklevel=4,
+        )
+    return stripped
+
+
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Say how weights differ from what a network expects.
+
+    Args:
+        state: The weights by name.
+        expected: The network's own by name.
+
+    Returns:
+        Missing, unexpected and misshapen names, at most ten of each kind; empty if none.
+    """
+    shapes = [
+        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    kinds = [
+        [f"missing '{key}'" for key in sorted(expected.keys() - state.keys())],
+        [f"unexpected '{key}'" for key in sorted(state.keys() - expected.keys())],
+        shapes,
+    ]
+    return "; ".join(listed(faults, "; ") for faults in kinds if faults)
+
+
+def listed(items: Sequence[str], between: str = ", ") -> str:
+    """List at most ten items.
+
+    Args:
+        items: The items.
+        between: What stands between two of them.
+
+    Returns:
+        The text; it says how many more there are.
+    """
+    more = f"{between}and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return between.join(items[:SHOWN]) + more

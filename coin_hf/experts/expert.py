@@ -19,7 +19,7 @@ from coin_hf.experts.checkpoint import (
     license_of,
     read_config,
 )
-from coin_hf.experts.merged_config import names_in, timm_config
+from coin_hf.experts.merged_config import names_in, nested, timm_config
 from coin_hf.experts.preprocessing import Preprocessing, processor_preprocessing
 from coin_hf.hub.client import fetch, pin
 from coin_hf.hub.layout import CHECKPOINT_FILES
@@ -248,7 +248,7 @@ def read_expert(
     Raises:
         InputError: As `load_expert`.
     """
-    config = read_config(folder, name)
+    config = nested(read_config(folder, name))
     if library == "auto":
         library = "timm" if "architecture" in config else "transformers"
     check_weights(folder, name)

@@ -11,6 +11,27 @@ ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", 
 Names = tuple[str, ...]
 
 
+def nested(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring timm's older, flat config.json into today's form.
+
+    Args:
+        config: The content of a config.json of timm.
+
+    Returns:
+        The same with what describes the input under `pretrained_cfg`; today's form as it is.
+    """
+    if "pretrained_cfg" in config or "architecture" not in config:
+        return dict(config)
+    outer = ("architecture", "num_classes", "num_features", "label_names", "label_descriptions")
+    made = {key: config[key] for key in outer if key in config}
+    if "labels" in config:
+        made["label_names"] = config["labels"]
+    inner = {k: v for k, v in config.items() if k not in (*outer, "labels", "model_args")}
+    if "model_args" in config:
+        made["model_args"] = config["model_args"]
+    return {**made, "pretrained_cfg": inner}
+
+
 def merged_names(all_names: Sequence[Names | None]) -> Names | None:
     """Join the experts' names for each class where they differ ("cat / truck").
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
+import numpy as np
+from PIL.Image import Image, fromarray
+from PIL.ImageOps import exif_transpose
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, boundary
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,47 @@ class Preprocessing:
     config.json holds the settings."""
 
     def __call__(self, image: Image) -> Tensor:
-        """Return the network's input for one image.
+        """Return the network's input for one image: the one way for samples, tests and users.
 
         Args:
-            image: A PIL image of any mode; grayscale becomes RGB if the network expects 3
-                channels, and colour becomes grayscale if it expects 1.
+            image: A PIL image. It is turned upright by its EXIF orientation; 16 bits a pixel are
+                scaled to 8; grayscale becomes RGB where the network wants 3 channels, and colour
+                becomes grayscale where it wants 1.
 
         Returns:
             A float tensor of shape (C, H, W).
+
+        Raises:
+            InputError: If its pixels have no defined scale (32 bits), or the library's own
+                preprocessing fails on it.
         """
-        return self._transform(image.convert("RGB" if self.channels == 3 else "L"))
+        what = f"an image of mode {image.mode} and size {image.size} cannot be preprocessed"
+        with boundary(what, "check its metadata, and the expert's `mean`, `std` and size"):
+            upright = eight_bits(exif_transpose(image))
+            return self._transform(upright.convert("RGB" if self.channels == 3 else "L"))
+
+
+def eight_bits(image: Image) -> Image:
+    """Scale a grayscale image of 16 bits a pixel to 8; Pillow's own conversion would clip it.
+
+    Args:
+        image: An image of any mode.
+
+    Returns:
+        A grayscale image of 8 bits for 16 bits; other modes as they are.
+
+    Raises:
+        InputError: If the pixels are 32-bit integers or floats: no range is agreed for them.
+    """
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.float64)  # 0 ... 65535
+        return fromarray(np.round(deep / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"its pixels are 32-bit {'integers' if image.mode == 'I' else 'floats'}, whose range "
+            "is not defined: scale them to 8 or 16 bits and save it again"
+        )
+    return image
 
 
 def timm_preprocessing(pretrained_cfg: dict[str, Any], channels: int) -> Preprocessing:
@@ -69,14 +102,18 @@ def transformers_preprocessing(folder: Path, name: str, channels: int) -> Prepro
     """
     from transformers import AutoImageProcessor
 
-    try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    if not (folder / "preprocessor_config.json").is_file():
         raise InputError(
             f"expert '{name}' has no image processor: its repository needs a "
             "preprocessor_config.json, written by `AutoImageProcessor.save_pretrained`"
-        ) from error
-
+        )
+    with boundary(
+        f"expert '{name}' has no image processor that transformers can load",
+        "write preprocessor_config.json by `AutoImageProcessor.save_pretrained`",
+    ):
+        processor = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     return processor_preprocessing(processor, channels)
 
 

@@ -7,10 +7,17 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from coin_hf.errors import InputError
-from coin_hf.experts.checkpoint import Built, function_of, known_channels
+from coin_hf.errors import InputError, boundary
+from coin_hf.experts.checkpoint import (
+    Built,
+    differences,
+    function_of,
+    known_channels,
+    without_prefix,
+)
 from coin_hf.experts.merged_config import names_in
 from coin_hf.experts.preprocessing import timm_preprocessing
 from coin_hf.networks.building import Unfilled
@@ -33,32 +40,33 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
     Raises:
         InputError: If timm cannot build it, or the weights do not fit.
     """
-    architecture = config.get("architecture")
-    model_args, pretrained_cfg = (dict(_object(config, key, name)) for key in OBJECTS)
-    if not isinstance(architecture, str):
+    for key in OBJECTS:
+        _check_object(config, key, name)
+    if not isinstance(config.get("architecture"), str):
         raise InputError(
             f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
-            f"(got {architecture!r}): save it with timm's `save_for_hf`, or set `library`"
+            f"(got {config.get('architecture')!r}): save it with timm's `save_for_hf`, or set "
+            "`library`"
         )
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
-    model_args.pop("num_classes", None)  # given once, beside `architecture`
-    if "num_classes" in config:
-        pretrained_cfg["num_classes"] = config["num_classes"]
-    try:
+    with boundary(
+        f"expert '{name}': timm {timm.__version__} cannot build '{config['architecture']}'",
+        "check config.json, or install a newer timm",
+    ):
+        pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
+        model_args.pop("num_classes", None)  # given once, beside `architecture`
+        for key in ("file", "source"):  # where it lies is no part of what it is
+            pretrained_cfg.pop(key, None)
         with Unfilled():  # `_fit` sees to it that every parameter is loaded
             model: Any = timm.create_model(
                 architecture, pretrained=False, pretrained_cfg=pretrained_cfg, **model_args
             )
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"expert '{name}': timm {timm.__version__} cannot build '{architecture}' "
-            f"({error}): check config.json, or install a newer timm"
-        ) from error
-    state = load_file(folder / "model.safetensors")
+    with boundary(f"expert '{name}': model.safetensors cannot be read", "download it again"):
+        state = load_file(folder / "model.safetensors")
     if dtypes := {value.dtype for value in state.values() if value.dtype.is_floating_point}:
         model.to(dtypes.pop() if len(dtypes) == 1 else torch.float32)
-    _fit(model, state, name)
+    _fit(model, without_prefix(state, model.state_dict(), name), name)
     function = {"architecture": architecture, **function_of(model_args)}
     return described(model, function, names_in(config, "timm", int(model.num_classes)), name)
 
@@ -81,7 +89,10 @@ def described(
         InputError: If its images have neither 1 nor 3 channels.
     """
     channels = function.get("in_chans") or model.pretrained_cfg["input_size"][0]
-    preprocessing = timm_preprocessing(model.pretrained_cfg, known_channels(channels, name))
+    with boundary(
+        f"expert '{name}': timm cannot make its preprocessing", "check its pretrained_cfg"
+    ):
+        preprocessing = timm_preprocessing(model.pretrained_cfg, known_channels(channels, name))
     return Built(model, function, int(model.num_classes), preprocessing, names)
 
 
@@ -101,27 +112,17 @@ def write_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _object(config: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+def _check_object(config: dict[str, Any], key: str, name: str) -> None:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise InputError(
             f"expert '{name}': `{key}` in config.json must be an object, got {value!r}"
         )
-    return value
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
     """Load weights, or list every name and shape that does not fit."""
-    expected = model.state_dict()
-    faults = [f"missing '{key}'" for key in sorted(expected.keys() - state.keys())]
-    faults += [f"unexpected '{key}'" for key in sorted(state.keys() - expected.keys())]
-    faults += [
-        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
+    faults = differences(state, model.state_dict())
     if faults:
-        raise InputError(
-            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}"
-        )
+        raise InputError(f"expert '{name}': model.safetensors does not fit config.json: {faults}")
     model.load_state_dict(state)

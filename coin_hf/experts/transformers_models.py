@@ -1,11 +1,23 @@
 """Load transformers image classifiers with the library's own classes."""
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from coin_hf.errors import InputError
-from coin_hf.experts.checkpoint import Built, function_of, known_channels
+import torch
+from safetensors import safe_open
+
+from coin_hf.errors import InputError, boundary
+from coin_hf.experts.checkpoint import Built, function_of, known_channels, listed
 from coin_hf.experts.preprocessing import transformers_preprocessing
+
+FLOATING = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""What safetensors calls the dtypes of weights."""
 
 
 def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built:
@@ -25,28 +37,33 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
     """
     from transformers import AutoModelForImageClassification
 
-    try:
+    _check_supported(folder, config, name)
+    with boundary(
+        f"expert '{name}': transformers cannot load it as an image classifier",
+        "give a checkpoint saved by `save_pretrained`, fine-tuned for image classification",
+    ):
         model, loading = AutoModelForImageClassification.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
+            dtype=_stored_dtype(folder),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"expert '{name}': transformers cannot load it as an image classifier "
-            f"({' '.join(str(error).split())[:300]})"
-        ) from error
-    faults = [f"missing '{key}'" for key in sorted(loading["missing_keys"])]
-    faults += [
-        f"'{key}' has shape {tuple(held)}, expected {tuple(expected)}"
-        for key, held, expected in sorted(loading["mismatched_keys"])
+    faults = [
+        [f"missing '{key}'" for key in sorted(loading["missing_keys"])],
+        [f"unexpected '{key}'" for key in sorted(loading["unexpected_keys"])],
+        [
+            f"'{key}' has shape {tuple(held)}, expected {tuple(expected)}"
+            for key, held, expected in sorted(loading["mismatched_keys"])
+        ],
     ]
-    if faults:
+    if any(faults):
+        listing = "; ".join(listed(kind, "; ") for kind in faults if kind)
         raise InputError(
-            f"expert '{name}': model.safetensors does not fit config.json: {'; '.join(faults)}; "
-            "give a checkpoint fine-tuned for image classification"
+            f"expert '{name}': model.safetensors does not fit config.json: {listing}; give a "
+            "checkpoint fine-tuned for image classification, its adapters merged"
         )
     channels = known_channels(int(getattr(model.config, "num_channels", 3)), name)
     preprocessing = transformers_preprocessing(folder, name, channels)
@@ -62,8 +79,18 @@ def described(model: Any, preprocessing: Any) -> Built:
 
     Returns:
         The network, described.
+
+    Raises:
+        InputError: If `id2label` has gaps.
     """
-    labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    by_number = model.config.id2label
+    lacking = [str(i) for i in range(model.config.num_labels) if i not in by_number]
+    if lacking:
+        raise InputError(
+            f"`id2label` in config.json names {len(by_number)} classes, but not the class "
+            f"{listed(lacking)}: number them from 0 without gaps"
+        )
+    labels = [str(by_number[i]) for i in range(model.config.num_labels)]
     generic = all(label == f"LABEL_{i}" for i, label in enumerate(labels))
     return Built(
         model,
@@ -72,3 +99,33 @@ def described(model: Any, preprocessing: Any) -> Built:
         preprocessing,
         None if generic else tuple(labels),
     )
+
+
+def _check_supported(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Refuse what transformers would load as another network than the file's."""
+    if config.get("quantization_config"):
+        raise InputError(
+            f"expert '{name}' is quantised: its weights are rounded codes, which cannot be "
+            "averaged; give the checkpoint from before quantisation"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"expert '{name}' is a PEFT adapter beside its base model: merge it with "
+            "`merge_and_unload()` and save the result"
+        )
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the floating dtype of the weights, the widest where they differ.
+
+    transformers would round them to the `dtype` of config.json.
+    """
+    found = []
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found += [
+                FLOATING[kind]
+                for key in weights.keys()  # noqa: SIM118
+                if (kind := weights.get_slice(key).get_dtype()) in FLOATING
+            ]
+    return reduce(torch.promote_types, found) if found else torch.float32

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from coin_hf.erasure.betas import Betas, rows_of
 from coin_hf.errors import InputError
-from coin_hf.experts.merged_config import merged_names, names_in, timm_config, transformers_config
+from coin_hf.experts.merged_config import (
+    merged_names,
+    names_in,
+    nested,
+    timm_config,
+    transformers_config,
+)
 from coin_hf.hub.client import fetch, local_folder, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, CODED_FILES, FISHERS, coded_folder
 from coin_hf.recipe import Recipe
@@ -222,4 +228,4 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return nested(json.loads((folder / "config.json").read_text(encoding="utf-8")))

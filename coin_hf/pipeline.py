@@ -1,5 +1,6 @@
 """Encode a recipe into a coded ensemble, or evaluate one again."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def encode(
     recipe = resolve(recipe)
     with timed(seconds, "load"):
         experts = load_experts(recipe, run)
-        samples = draw(recipe, experts[0], run)
+        samples = draw(recipe, experts, run)
         test_sets = open_tests(recipe, experts, run)
     checkpoints = None if resume is None else Path(resume)
     context = EncodingContext(run, recipe, experts, samples, checkpoints)
@@ -70,6 +71,7 @@ def encode(
         measurement = _measure(
             recipe, encoded.coded, experts, test_sets, code, calibration.threshold, run
         )
+    _warn_of_chance(measurement, test_sets)
     coin = coin_record(encoded.recipe, experts, samples, calibration)
     spent = Run(
         **machine(run),
@@ -121,6 +123,7 @@ def evaluate(
         measurement = _measure(
             recipe, ensemble.coded_models, experts, test_sets, code, calibration.threshold, run
         )
+    _warn_of_chance(measurement, test_sets)
     changes = {
         "datasets": recipe.datasets,
         "evaluation": recipe.evaluation,
@@ -129,6 +132,20 @@ def evaluate(
         "run": Run(**machine(run), seconds=seconds, versions=environment()),
     }
     return ensemble.result.model_copy(update=changes)
+
+
+def _warn_of_chance(measurement: Measurement, test_sets: Sequence[LabelledImages]) -> None:
+    """Warn of experts that are no better than guessing on their own data."""
+    singles = [erasure for erasure in measurement.erasures if not erasure.beside]
+    for erasure, images in zip(singles, test_sets, strict=True):
+        if erasure.expert_accuracy <= 1 / images.count_classes:
+            warnings.warn(
+                f"expert '{erasure.missing}' is right on {erasure.expert_accuracy:.0%} of its own "
+                f"test data, at or below chance for {images.count_classes} classes: check that "
+                f"dataset '{images.name}' is its own, and that both name or number their classes "
+                "alike",
+                stacklevel=3,
+            )
 
 
 def _with_other_data(recorded: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -152,7 +169,7 @@ def _calibrate(ensemble: CodedEnsemble, run: RunContext) -> Calibration:
     """Calibrate a re-coded ensemble on the samples that the recipe draws."""
     experts = ensemble.experts or ()
     recipe = ensemble.coin.recipe  # whatever data it is measured on now
-    samples = draw_recorded(recipe, ensemble.coin, experts[0], run)
+    samples = draw_recorded(recipe, ensemble.coin, experts, run)
     return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)
 
 

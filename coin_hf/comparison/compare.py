@@ -124,7 +124,7 @@ class Contest:
         samples = self.recipe.samples.model_copy(update={"per_expert": per_expert, "seed": seed})
         recipe = self.recipe.with_coder(contender).model_copy(update={"samples": samples})
         if self.drawn is None or self.drawn[0] != (per_expert, seed):
-            drawn = draw(recipe, self.experts[0], self.run)
+            drawn = draw(recipe, self.experts, self.run)
             self.drawn, self.fishers = ((per_expert, seed), drawn), {}
         return EncodingContext(self.run, recipe, self.experts, self.drawn[1])
 

@@ -1,12 +1,14 @@
 """Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
+from coin_hf.data.labels import invented, match_classes
 from coin_hf.data.opening import Datasets
 from coin_hf.data.rows import UNKNOWN, Row, known, shuffled
 from coin_hf.errors import InputError
@@ -14,6 +16,14 @@ from coin_hf.recipe.blocks import DatasetBlock
 
 SHOWN = 20
 """Class names listed in a message."""
+
+
+class Owner(NamedTuple):
+    """The expert that a dataset belongs to, as far as labels are concerned."""
+
+    name: str
+    classes: Sequence[str] | None
+    """The names of its K classes, if it has any."""
 
 
 class LabelledImages:
@@ -26,6 +36,7 @@ class LabelledImages:
         split: str,
         num_classes: int,
         datasets: Datasets | None = None,
+        owner: Owner | None = None,
     ) -> None:
         """Open a split.
 
@@ -35,12 +46,17 @@ class LabelledImages:
             split: The split to open.
             num_classes: K; labels must be below it.
             datasets: Datasets already open; by default none.
+            owner: The expert whose classes the labels are; by default class numbers are taken as
+                they are.
 
         Raises:
             InputError: If the dataset, its split or its columns cannot be found.
         """
         self.name, self.split, self.num_classes = name, split, num_classes
-        data = (datasets or Datasets()).split(name, block, split)
+        datasets = datasets or Datasets()
+        data = datasets.split(name, block, split)
+        self.source = (block.path, block.config, block.revision)
+        self.numbers = datasets.row_numbers(block, split)
         if data.features is None:
             raise InputError(
                 f"dataset '{name}' does not declare its columns when streamed: "
@@ -56,9 +72,37 @@ class LabelledImages:
         self.mode = self.features[self.image_column].mode
         self.label_column = self._column("label", block.label, ClassLabel)
         self.kept = self._kept(block.labels)
+        self.classes = self._classes(block, owner)
         columns = [c for c in (self.image_column, self.label_column) if c]
         # Images are decoded only on use, and no other column is read.
         self.data = data.select_columns(columns).cast_column(self.image_column, Image(decode=False))
+
+    @property
+    def count_classes(self) -> int:
+        """How many classes the label filter lets pass."""
+        return self.num_classes if self.kept is None else len(self.kept)
+
+    def _classes(self, block: DatasetBlock, owner: Owner | None) -> dict[int, int] | None:
+        """Return the expert's class for each of the dataset's; None where they are the same."""
+        names = self._names()
+        if owner is None or not names or not owner.classes or block.labels_by == "position":
+            return None
+        used = sorted(self.kept) if self.kept is not None else range(len(names))
+        known = [number for number in used if number < len(names)]
+        found = match_classes(self.name, names, known, owner.name, owner.classes, block.label_map)
+        if all(number == other for number, other in found.items()):
+            return None
+        warnings.warn(
+            f"dataset '{self.name}' numbers its classes in another order than expert "
+            f"'{owner.name}': they are matched by name",
+            stacklevel=5,
+        )
+        return found
+
+    def _names(self) -> list[str]:
+        """Return the names of the dataset's classes, if any."""
+        feature = self.features.get(self.label_column or "")
+        return list(getattr(feature, "names", None) or [])
 
     def check_usable_for_tests(self) -> None:
         """Refuse a split on which no accuracy can be measured.
@@ -117,6 +161,20 @@ class LabelledImages:
             )
         return rows
 
+    def shared_rows(self, other: "LabelledImages") -> int:
+        """Count the rows that pass the filters of both, whatever their splits are called.
+
+        Args:
+            other: Another split, of this dataset or not.
+
+        Returns:
+            The number of rows; 0 where one is streamed, whose rows have no numbers.
+        """
+        if self.source != other.source or self.numbers is None or other.numbers is None:
+            return 0
+        ours, theirs = self.numbers[self.positions()], other.numbers[other.positions()]
+        return len(np.intersect1d(ours, theirs))
+
     def positions(self) -> np.ndarray:
         """Positions of all rows that pass the label filter, ascending.
 
@@ -171,7 +229,11 @@ class LabelledImages:
 
     def _column(self, what: str, given: str | None, kind: type) -> str | None:
         """Find a column by its type, or check the one the recipe names."""
-        fitting = [name for name, feature in self.features.items() if isinstance(feature, kind)]
+        fitting = [
+            name
+            for name, feature in self.features.items()
+            if isinstance(feature, kind) and not invented(getattr(feature, "names", ()) or ())
+        ]
         if given is not None:
             integer = isinstance(self.features.get(given), Value) and "int" in str(
                 self.features[given].dtype
@@ -198,7 +260,7 @@ class LabelledImages:
                 f"dataset '{self.name}' has a label filter but no label column: its columns are "
                 f"{_described(self.features)}; name one as datasets.{self.name}.label"
             )
-        names = getattr(self.features[self.label_column], "names", None) or []
+        names = self._names()
         kept = set()
         for label in wanted:
             if isinstance(label, str) and label not in names:
@@ -218,9 +280,9 @@ class LabelledImages:
         kept = np.arange(len(data))
         if self.kept is not None:
             kept = np.flatnonzero(np.isin(labels, sorted(self.kept)))
-        wrong = kept[(labels[kept] < UNKNOWN) | (labels[kept] >= self.num_classes)]
-        if len(wrong):
-            self._check_label(int(labels[wrong[0]]), int(wrong[0]))
+        for label in np.unique(labels[kept]):
+            if not UNKNOWN <= self._class(int(label)) < self.num_classes:
+                self._check_label(int(label), int(kept[labels[kept] == label][0]))
         return kept
 
     def _rows_at(self, positions: np.ndarray) -> Iterator[Row]:
@@ -239,10 +301,15 @@ class LabelledImages:
 
     def _row(self, position: int, label: int, image: dict[str, Any] | None) -> Row:
         origin = f"row {position} of the split '{self.split}' of dataset '{self.name}'"
-        return Row(position, None if label == UNKNOWN else label, image, origin, self.mode)
+        truth = None if label == UNKNOWN else self._class(label)
+        return Row(position, truth, image, origin, self.mode)
+
+    def _class(self, label: int) -> int:
+        """Translate a class number of the dataset to the expert's."""
+        return label if self.classes is None else self.classes.get(label, label)
 
     def _check_label(self, label: int, position: int) -> None:
-        if not UNKNOWN <= label < self.num_classes:
+        if not UNKNOWN <= self._class(label) < self.num_classes:
             raise InputError(
                 f"dataset '{self.name}' has the label {label} in row {position} of '{self.split}', "
                 f"but the experts know {self.num_classes} classes (0 to {self.num_classes - 1}): "

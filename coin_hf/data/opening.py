@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -46,13 +47,30 @@ class Datasets:
                 f"{reason_of(cause)}"
             ) from error
 
+    def row_numbers(self, block: DatasetBlock, split: str) -> np.ndarray | None:
+        """Number the rows of a split over all rows of the dataset, whatever slice they are in.
+
+        Args:
+            block: The dataset's location.
+            split: The split, which `split` has opened.
+
+        Returns:
+            Shape (rows,); equal numbers are the same row. None where the dataset is streamed.
+        """
+        if block.streaming:
+            return None
+        source = self._source(block)
+        lengths = _lengths(source)
+        first = dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False))
+        spans = _spans(source, split)
+        return np.concatenate([first[name] + np.arange(*span) for name, *span in spans])
+
     def _split(self, block: DatasetBlock, split: str) -> Dataset | IterableDataset:
         """Return one split; the library's own errors pass through."""
         source = self._source(block)
-        if isinstance(source, Mapping):  # saved to disk
-            if split not in source:
-                raise ValueError(f"Unknown split '{split}', expected one of {list(source)}")
-            data = source[split]
+        if isinstance(source, Mapping):  # saved to disk: the same slices as of any other folder
+            parts = [source[name].select(range(*span)) for name, *span in _spans(source, split)]
+            data = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
             return data.to_iterable_dataset() if block.streaming else data
         if block.streaming:
             return source.as_streaming_dataset(split=split)
@@ -67,6 +85,24 @@ class Datasets:
         if key not in self._sources:
             self._sources[key] = _prepared(block)
         return self._sources[key]
+
+
+def _lengths(source: Any) -> dict[str, int]:
+    """Return the number of rows of each split."""
+    if isinstance(source, Mapping):
+        return {name: len(data) for name, data in source.items()}
+    return {name: info.num_examples for name, info in (source.info.splits or {}).items()}
+
+
+def _spans(source: Any, split: str) -> list[tuple[str, int, int]]:
+    """Resolve a split such as `train[:50%]+test` to rows of whole splits: name, start, stop."""
+    lengths = _lengths(source)
+    said = "+".join(lengths) if split == "all" else split
+    found = datasets.ReadInstruction.from_spec(said).to_absolute(lengths)
+    return [
+        (each.splitname, each.from_ or 0, lengths[each.splitname] if each.to is None else each.to)
+        for each in found
+    ]
 
 
 def _prepared(block: DatasetBlock) -> Any:

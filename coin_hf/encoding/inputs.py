@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from coin_hf.data.images import LabelledImages
+from coin_hf.data.images import LabelledImages, Owner
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.encoding.context import RunContext
 from coin_hf.errors import InputError
@@ -65,18 +65,27 @@ def open_tests(recipe: Recipe, experts: Sequence[Expert], run: RunContext) -> li
         InputError: If a dataset cannot be read, or no accuracy can be measured on it.
     """
     keys = {block.label: block.dataset for block in recipe.experts}
-    opened = _open(recipe, keys, recipe.evaluation.split, experts[0].num_classes, run)
+    opened = _open(recipe, keys, recipe.evaluation.split, experts, run)
+    pools = _open(recipe, recipe.draws, None, experts, run)
     for images in opened:
         images.check_usable_for_tests()
+        for pool in pools:
+            shared = images.shared_rows(pool)
+            if shared:
+                raise InputError(
+                    f"{shared} rows of dataset '{images.name}' are both test data (split "
+                    f"'{images.split}') and rows that samples are drawn from (split "
+                    f"'{pool.split}'): choose splits that do not overlap"
+                )
     return opened
 
 
-def draw(recipe: Recipe | FisherRecipe, expert: Expert, run: RunContext) -> Samples:
+def draw(recipe: Recipe | FisherRecipe, experts: Sequence[Expert], run: RunContext) -> Samples:
     """Draw the samples of a recipe.
 
     Args:
         recipe: The recipe, with revisions pinned.
-        expert: Any of the experts, for their common preprocessing and number of classes.
+        experts: The experts, in order, or one of them where labels do not matter.
         run: The run; its main process downloads first.
 
     Returns:
@@ -85,22 +94,23 @@ def draw(recipe: Recipe | FisherRecipe, expert: Expert, run: RunContext) -> Samp
     Raises:
         InputError: If a dataset cannot be read or has too few rows.
     """
-    opened = _open(recipe, recipe.draws, None, expert.num_classes, run)
     return draw_samples(
-        opened,
-        expert.preprocessing,
+        _open(recipe, recipe.draws, None, experts, run),
+        experts[0].preprocessing,
         per_expert=recipe.samples.per_expert,
         seed=recipe.samples.seed,
     )
 
 
-def draw_recorded(recipe: Recipe, coin: CoinRecord, expert: Expert, run: RunContext) -> Samples:
+def draw_recorded(
+    recipe: Recipe, coin: CoinRecord, experts: Sequence[Expert], run: RunContext
+) -> Samples:
     """Draw the samples of a coded repository again.
 
     Args:
         recipe: A recipe whose draws are the repository's.
         coin: The repository's record.
-        expert: Any of the experts.
+        experts: The experts, in order, or one of them where labels do not matter.
         run: Where the run computes; the main process downloads first.
 
     Returns:
@@ -109,7 +119,7 @@ def draw_recorded(recipe: Recipe, coin: CoinRecord, expert: Expert, run: RunCont
     Raises:
         InputError: If the datasets no longer hold the recorded rows.
     """
-    samples = draw(recipe, expert, run)
+    samples = draw(recipe, experts, run)
     if [list(rows) for rows in samples.rows] != list(coin.samples.rows.values()):
         raise InputError(
             "the datasets no longer give the samples that the coded model records: restore their "
@@ -122,18 +132,31 @@ def _open(
     recipe: Recipe | FisherRecipe,
     keys: Mapping[str, str],
     split: str | None,
-    num_classes: int,
+    experts: Sequence[Expert],
     run: RunContext,
 ) -> list[LabelledImages]:
-    """Open datasets by their keys: the given split, or the one their samples come from."""
+    """Open datasets by name -> key: the given split, or the one their samples come from."""
     with run.main_first():
         return [
             LabelledImages(
                 key,
                 recipe.datasets[key],
                 split or recipe.datasets[key].split,
-                num_classes,
+                experts[0].num_classes,
                 run.datasets,
+                _owner(recipe, name, key, experts),
             )
-            for key in keys.values()
+            for name, key in keys.items()
         ]
+
+
+def _owner(
+    recipe: Recipe | FisherRecipe, name: str, key: str, experts: Sequence[Expert]
+) -> Owner | None:
+    """Find the expert of a draw: the one of its name, else the first one of its dataset."""
+    if isinstance(recipe, FisherRecipe):
+        return None
+    datasets = {block.label: block.dataset for block in recipe.experts}
+    own = [expert for expert in experts if expert.name == name]
+    own += [expert for expert in experts if datasets.get(expert.name) == key]
+    return Owner(own[0].name, own[0].label_names) if own else None

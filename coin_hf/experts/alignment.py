@@ -99,6 +99,12 @@ def _differences(a: Expert, b: Expert) -> Iterable[str]:
         yield from _compare("architecture", a, a.architecture, b, b.architecture)
     if a.num_classes != b.num_classes:
         yield f"classes: '{a.name}' has {a.num_classes}, '{b.name}' has {b.num_classes}"
+    if _reordered(a.label_names, b.label_names):
+        yield (
+            f"class names: '{a.name}' and '{b.name}' have the same classes in another order "
+            f"({_list(a.label_names or (), 3)} ...; {_list(b.label_names or (), 3)} ...): permute "
+            "the rows of one head, or its outputs are averaged with those of other classes"
+        )
     ours, theirs = a.preprocessing, b.preprocessing
     if ours.settings != theirs.settings and not _same_input(a, b):
         yield from _compare("preprocessing", a, ours.settings, b, theirs.settings)
@@ -115,6 +121,10 @@ def _differences(a: Expert, b: Expert) -> Iterable[str]:
     ]
     if faults:
         yield f"parameters: {_list(faults, shown, quote='')}"
+
+
+def _reordered(a: Sequence[str] | None, b: Sequence[str] | None) -> bool:
+    return a is not None and b is not None and a != b and sorted(a) == sorted(b)
 
 
 def _same_input(a: Expert, b: Expert) -> bool:

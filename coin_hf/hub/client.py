@@ -1,6 +1,7 @@
 """Pin and fetch repositories from the Hub or a folder; turn the Hub's errors into sentences."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def folder_revision(folder: Path) -> str:
         The revision; hidden files (locks, a download's bookkeeping) are ignored.
     """
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(_files(folder)):
         name = file.relative_to(folder).as_posix()
         if any(part.startswith(".") for part in Path(name).parts):
             continue
@@ -61,6 +62,18 @@ def folder_revision(folder: Path) -> str:
         known = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
         digest.update(f"{name}\0{_file_hash(file, known)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """List all files below a folder, behind symbolic links too: what is read is what is hashed."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back to where we were
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in files if (path := Path(root, name)).is_file())
 
 
 @lru_cache(maxsize=1 << 14)

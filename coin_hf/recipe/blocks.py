@@ -95,6 +95,11 @@ class DatasetBlock(Block):
     """Label column; by default the one column of type `ClassLabel`."""
     labels: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)] | None = None
     """Keep only rows with these labels (numbers or class names); by default all."""
+    labels_by: Literal["position"] | None = None
+    """`position`: class k of the dataset is class k of the expert, whatever they are called. By
+    default classes are matched by name where both sides have names."""
+    label_map: dict[str, str] | None = Field(default=None, min_length=1)
+    """Class names of the dataset and the expert's names for them, where these differ."""
     streaming: bool = False
     """Stream the rows instead of downloading the split first."""
 

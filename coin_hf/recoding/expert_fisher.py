@@ -80,7 +80,7 @@ def make_fisher(
     run = RunContext(progress=progress)
     with run.main_first():
         expert = load_expert(model, revision=revision, name=name, device=run.device)
-    samples = draw(recipe, expert, run)
+    samples = draw(recipe, [expert], run)
     fitting, _ = samples.split(recipe.samples.held_out)
     found = compute_fisher(recipe, expert, fitting, run)
     path = Path(folder) / fisher_path(expert.name)

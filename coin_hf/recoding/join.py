@@ -84,7 +84,7 @@ def join(
     if published is not None:
         return _published(published, expert, coin)
     run = RunContext(progress=progress)
-    samples = draw_recorded(recipe, coin, expert, run)
+    samples = draw_recorded(recipe, coin, [expert], run)
     fitting, _ = samples.split(recipe.samples.held_out)
     found = compute_fisher(recipe, expert, fitting, run)
     metadata = fisher_metadata(

@@ -110,7 +110,7 @@ def tune_betas(
             f"'{target}' was refined, and betas are tried by re-coding, which does not refine: "
             "encode it without `refine`, tune that, and encode again with the betas found"
         )
-    inputs = draw_recorded(recipe, ensemble.coin, experts[0], RunContext()).inputs
+    inputs = draw_recorded(recipe, ensemble.coin, experts, RunContext()).inputs
     batch = recipe.evaluation.batch_size
     answers = [logits_of(expert.model, inputs, batch_size=batch).double() for expert in experts]
     found: dict[Rows, Proposal] = {}

@@ -39,7 +39,7 @@ def context(world: Path, **changes: Any) -> EncodingContext:
     recipe = Recipe.from_dict({**recipe_dict(world), "betas": BETAS, **changes})
     run = RunContext()
     experts = load_experts(recipe, run)
-    return EncodingContext(run, recipe, experts, draw(recipe, experts[0], run))
+    return EncodingContext(run, recipe, experts, draw(recipe, experts, run))
 
 
 @contextmanager

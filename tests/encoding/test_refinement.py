@@ -40,7 +40,7 @@ def context(world: Path, **changes: Any) -> EncodingContext:
     recipe = Recipe.from_dict({**recipe_dict(world), "betas": BETAS, "samples": samples, **changes})
     run = RunContext()
     experts = load_experts(recipe, run)
-    return EncodingContext(run, recipe, experts, draw(recipe, experts[0], run))
+    return EncodingContext(run, recipe, experts, draw(recipe, experts, run))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -68,3 +68,18 @@ def test_a_folder_is_taken_as_it_is_or_at_its_revision(tmp_path: Path) -> None:
     assert locate(str(tmp_path), folder_revision(tmp_path), []) == tmp_path
     with pytest.raises(InputError, match="has changed"):
         locate(str(tmp_path), "sha256:0", [])
+
+
+def test_what_lies_behind_links_is_hashed(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "a").write_text("one")
+    (tmp_path / "real" / "b").write_text("two")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "deep").symlink_to(tmp_path / "real" / "deep")
+    (tmp_path / "linked" / "b").symlink_to(tmp_path / "real" / "b")
+    first = folder_revision(tmp_path / "linked")
+    assert first == folder_revision(tmp_path / "real")  # names and contents, not links
+    (tmp_path / "real" / "deep" / "a").write_text("other")
+    assert folder_revision(tmp_path / "linked") != first
+    (tmp_path / "linked" / "round").symlink_to(tmp_path / "linked")  # ends all the same
+    assert folder_revision(tmp_path / "linked").startswith("sha256:")

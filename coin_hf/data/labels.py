@@ -1,0 +1,83 @@
+"""Match the classes of a dataset to an expert's, by name where both have names."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from coin_hf.errors import InputError
+
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+"""Names that `datasets` gives to the classes of an unlabelled `train/*.png, test/*.png`."""
+SHOWN = 10
+"""Class names listed in a message."""
+
+
+def invented(names: Sequence[str]) -> bool:
+    """Say whether class names are those of split folders, so that there are no labels.
+
+    Args:
+        names: The names of a `ClassLabel` column.
+
+    Returns:
+        Whether all are names of splits.
+    """
+    return bool(names) and {name.casefold() for name in names} <= SPLITS
+
+
+def match_classes(
+    dataset: str,
+    names: Sequence[str],
+    used: Sequence[int],
+    expert: str,
+    own: Sequence[str],
+    label_map: Mapping[str, str] | None = None,
+) -> dict[int, int]:
+    """Map a dataset's class numbers to an expert's.
+
+    Names match exactly, or else without regard to case, spaces, hyphens and underscores.
+
+    Args:
+        dataset: The dataset's name, for messages.
+        names: Its classes.
+        used: The numbers of those that are used.
+        expert: The expert's name, for messages.
+        own: The expert's classes.
+        label_map: Names of the dataset -> names of the expert, given by the recipe.
+
+    Returns:
+        Class of the expert by class of the dataset, for each one used.
+
+    Raises:
+        InputError: If a name has no partner, or several; both lists are shown.
+    """
+    given = dict(label_map or {})
+    if list(names) == list(own) and not given:  # also where two classes have one name
+        return {number: number for number in used}
+    found, unmatched = {}, []
+    for number in used:
+        partners = _partners(given.get(names[number], names[number]), own)
+        if len(partners) == 1:
+            found[number] = partners[0]
+        else:
+            unmatched.append(names[number])
+    if unmatched:
+        raise InputError(
+            f"dataset '{dataset}' and expert '{expert}' name their classes differently: no single "
+            f"partner for {_listed(unmatched)} among the expert's {_listed(own)}; set "
+            f"datasets.{dataset}.label_map to `{{dataset's name: expert's name}}`, or "
+            f"datasets.{dataset}.labels_by to position if both number them alike"
+        )
+    return found
+
+
+def _partners(name: str, own: Sequence[str]) -> list[int]:
+    exact = [i for i, other in enumerate(own) if other == name]
+    return exact or [i for i, other in enumerate(own) if _folded(other) == _folded(name)]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + more

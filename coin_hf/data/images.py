@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value
 
+from coin_hf.data.columns import cast_named
 from coin_hf.data.labels import invented, match_classes
 from coin_hf.data.opening import Datasets
 from coin_hf.data.rows import UNKNOWN, Row, known, shuffled
@@ -62,6 +63,8 @@ class LabelledImages:
                 f"dataset '{name}' does not declare its columns when streamed: "
                 f"set datasets.{name}.streaming to false"
             )
+        text = str(getattr(data.features.get(block.label or ""), "dtype", ""))
+        data = cast_named(name, data, block.image, block.label)
         self.features = dict(data.features)
         self.image_column = self._column("image", block.image, Image)
         if self.image_column is None:
@@ -72,6 +75,12 @@ class LabelledImages:
         self.mode = self.features[self.image_column].mode
         self.label_column = self._column("label", block.label, ClassLabel)
         self.kept = self._kept(block.labels)
+        if "string" in text and owner is not None and not owner.classes:
+            raise InputError(
+                f"dataset '{name}' has text in its label column '{block.label}', but expert "
+                f"'{owner.name}' has no class names to match it with: give a column of class "
+                "numbers, or an expert whose config.json names its classes"
+            )
         self.classes = self._classes(block, owner)
         columns = [c for c in (self.image_column, self.label_column) if c]
         # Images are decoded only on use, and no other column is read.

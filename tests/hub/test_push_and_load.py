@@ -67,6 +67,7 @@ def published(hub: Hub, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The commits of the experts and the dataset, once they are on the Hub."""
     names = ("low", "high", "vit-low", "vit-high", "pickled", "hidden")
     said = {"folder": str(folder), "models": {f"me/{n}": n == "hidden" for n in names}}
+    said["classes"] = NAMES
     env = environment(hub.endpoint, tmp_path_factory.mktemp("maker-home"), WRITER)
     return python(PUBLISH, said, env)
 

@@ -82,18 +82,17 @@ def check_weights(folder: Path, name: str) -> None:
             "safetensors.torch.save_file(torch.load(..., weights_only=True), 'model.safetensors')"
         )
     for file in files:
-        with file.open("rb") as stream:
-            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise InputError(
-                    f"expert '{name}': {file.name} is a Git LFS pointer, not the weights: run "
-                    "`git lfs pull` in its repository"
-                )
         try:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
+            with file.open("rb") as stream:
+                pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
             raise InputError(
-                f"expert '{name}': {file.name} is damaged or cut short ({error}): "
+                f"expert '{name}': {file.name} is a Git LFS pointer, not the weights: run "
+                "`git lfs pull` in its repository"
+                if pointer
+                else f"expert '{name}': {file.name} is damaged or cut short ({error}): "
                 "download or save it again"
             ) from error
 

@@ -42,7 +42,12 @@ def recipe(world: Path, places: Path, names: list[str], **changes: Any) -> Recip
             **recipe_dict(world),
             "experts": [{"model": str(places / name), "dataset": name} for name in names],
             "datasets": {
-                name: {"path": str(world / "digits"), "labels": GROUPS[name]} for name in GROUPS
+                name: {
+                    "path": str(world / "digits"),
+                    "labels": GROUPS[name],
+                    "labels_by": "position",
+                }
+                for name in GROUPS
             },
             "fisher": {"save": True},
             "output": None,

@@ -116,7 +116,7 @@ def evaluate(
         )
     recipe = _with_other_data(ensemble.coin.recipe, overrides)
     experts = ensemble.experts or ()
-    test_sets = open_tests(recipe, experts, run)
+    test_sets = open_tests(recipe, experts, run, drawn=ensemble.coin.recipe)
     calibration = ensemble.coin.calibration or _calibrate(ensemble, run)
     code = ErasureCode(ensemble.code.rows, losses=calibration.losses)
     with timed(seconds, "evaluation"):

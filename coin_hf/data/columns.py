@@ -1,10 +1,15 @@
-"""Columns that the recipe names, cast to what they mean: bytes to images, text to classes."""
+"""The image and label columns: found by type or by name, and cast to what they hold."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
+from coin_hf.data.labels import invented
 from coin_hf.errors import InputError, boundary
+
+KINDS = {"image": Image, "label": ClassLabel}
+"""The type by which a column is found."""
 
 
 def cast_named(name: str, data: Any, image: str | None, label: str | None) -> Any:
@@ -37,6 +42,59 @@ def cast_named(name: str, data: Any, image: str | None, label: str | None) -> An
     elif "string" in kind:
         data = _named_classes(name, data, str(label))
     return data
+
+
+def find_column(
+    name: str, features: Mapping[str, Any], what: Literal["image", "label"], given: str | None
+) -> str | None:
+    """Find a column by its type, or check the one that the recipe names.
+
+    Args:
+        name: The dataset's name, for messages.
+        features: Its columns with their types.
+        what: Which column.
+        given: The name that the recipe gives, if any.
+
+    Returns:
+        The column's name; None if no column is of that type.
+
+    Raises:
+        InputError: If the named column is of another type, or several columns could be meant.
+    """
+    kind = KINDS[what]
+    fitting = [
+        column
+        for column, feature in features.items()
+        if isinstance(feature, kind) and not invented(getattr(feature, "names", ()) or ())
+    ]
+    if given is not None:
+        kind_of = str(getattr(features.get(given), "dtype", ""))
+        numbers = what == "label" and _plain(features.get(given)) and "int" in kind_of
+        if given in fitting or numbers:
+            return given
+        raise InputError(
+            f"dataset '{name}' has no {what} column '{given}': its columns are "
+            f"{described(features)}"
+        )
+    if len(fitting) > 1:
+        raise InputError(
+            f"dataset '{name}' has several {what} columns ({', '.join(fitting)}): "
+            f"name one as datasets.{name}.{what}"
+        )
+    return fitting[0] if fitting else None
+
+
+def described(features: Mapping[str, Any]) -> str:
+    """Return columns with their types, for a message.
+
+    Args:
+        features: The columns.
+
+    Returns:
+        One line; "none" if there are none.
+    """
+    kinds = {name: getattr(f, "dtype", None) or type(f).__name__ for name, f in features.items()}
+    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
 
 
 def _holds_bytes(feature: Any) -> bool:

@@ -1,22 +1,19 @@
 """Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import Dataset, Image
 
-from coin_hf.data.columns import cast_named
-from coin_hf.data.labels import invented, match_classes
-from coin_hf.data.opening import Datasets
+from coin_hf.data.columns import cast_named, described, find_column
+from coin_hf.data.labels import class_numbers, match_classes
+from coin_hf.data.opening import Datasets, source
 from coin_hf.data.rows import UNKNOWN, Row, known, shuffled
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
-
-SHOWN = 20
-"""Class names listed in a message."""
 
 
 class Owner(NamedTuple):
@@ -56,7 +53,7 @@ class LabelledImages:
         self.name, self.split, self.num_classes = name, split, num_classes
         datasets = datasets or Datasets()
         data = datasets.split(name, block, split)
-        self.source = (block.path, block.config, block.revision)
+        self.source = source(block)
         self.numbers = datasets.row_numbers(block, split)
         if data.features is None:
             raise InputError(
@@ -66,14 +63,14 @@ class LabelledImages:
         text = str(getattr(data.features.get(block.label or ""), "dtype", ""))
         data = cast_named(name, data, block.image, block.label)
         self.features = dict(data.features)
-        self.image_column = self._column("image", block.image, Image)
+        self.image_column = find_column(name, self.features, "image", block.image)
         if self.image_column is None:
             raise InputError(
-                f"dataset '{name}' has no image column, only {_described(self.features)}: "
+                f"dataset '{name}' has no image column, only {described(self.features)}: "
                 f"give a dataset with a column of type Image"
             )
         self.mode = self.features[self.image_column].mode
-        self.label_column = self._column("label", block.label, ClassLabel)
+        self.label_column = find_column(name, self.features, "label", block.label)
         self.kept = self._kept(block.labels)
         if "string" in text and owner is not None and not owner.classes:
             raise InputError(
@@ -122,7 +119,7 @@ class LabelledImages:
         if self.label_column is None:
             raise InputError(
                 f"dataset '{self.name}' has no label column to measure NDA with, only "
-                f"{_described(self.features)}: name one as datasets.{self.name}.label"
+                f"{described(self.features)}: name one as datasets.{self.name}.label"
             )
         if isinstance(self.data, Dataset):
             empty = not len(self._positions(self.data))
@@ -236,30 +233,6 @@ class LabelledImages:
                 yield number, batch
             number += 1
 
-    def _column(self, what: str, given: str | None, kind: type) -> str | None:
-        """Find a column by its type, or check the one the recipe names."""
-        fitting = [
-            name
-            for name, feature in self.features.items()
-            if isinstance(feature, kind) and not invented(getattr(feature, "names", ()) or ())
-        ]
-        if given is not None:
-            integer = isinstance(self.features.get(given), Value) and "int" in str(
-                self.features[given].dtype
-            )
-            if given in fitting or (kind is ClassLabel and integer):
-                return given
-            raise InputError(
-                f"dataset '{self.name}' has no {what} column '{given}': its columns are "
-                f"{_described(self.features)}"
-            )
-        if len(fitting) > 1:
-            raise InputError(
-                f"dataset '{self.name}' has several {what} columns ({', '.join(fitting)}): "
-                f"name one as datasets.{self.name}.{what}"
-            )
-        return fitting[0] if fitting else None
-
     def _kept(self, wanted: Sequence[int | str] | None) -> set[int] | None:
         """Convert the label filter to class indices."""
         if wanted is None:
@@ -267,19 +240,9 @@ class LabelledImages:
         if self.label_column is None:
             raise InputError(
                 f"dataset '{self.name}' has a label filter but no label column: its columns are "
-                f"{_described(self.features)}; name one as datasets.{self.name}.label"
+                f"{described(self.features)}; name one as datasets.{self.name}.label"
             )
-        names = self._names()
-        kept = set()
-        for label in wanted:
-            if isinstance(label, str) and label not in names:
-                shown = [*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])]
-                raise InputError(
-                    f"dataset '{self.name}' has no class '{label}': its classes are "
-                    f"{', '.join(shown) or 'not named, use numbers'}"
-                )
-            kept.add(names.index(label) if isinstance(label, str) else label)
-        return kept
+        return class_numbers(self.name, wanted, self._names())
 
     def _positions(self, data: Dataset) -> np.ndarray:
         """Positions of the rows that pass the label filter, ascending."""
@@ -324,8 +287,3 @@ class LabelledImages:
                 f"but the experts know {self.num_classes} classes (0 to {self.num_classes - 1}): "
                 "give the dataset they were fine-tuned on, or filter its labels"
             )
-
-
-def _described(features: Mapping[str, Any]) -> str:
-    kinds = {name: getattr(f, "dtype", None) or type(f).__name__ for name, f in features.items()}
-    return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"

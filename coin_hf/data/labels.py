@@ -69,6 +69,31 @@ def match_classes(
     return found
 
 
+def class_numbers(dataset: str, wanted: Sequence[int | str], names: Sequence[str]) -> set[int]:
+    """Convert a label filter to class numbers.
+
+    Args:
+        dataset: The dataset's name, for messages.
+        wanted: Numbers or names.
+        names: The names of the dataset's classes; empty if it names none.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        InputError: If no class has such a name.
+    """
+    kept = set()
+    for label in wanted:
+        if isinstance(label, str) and label not in names:
+            raise InputError(
+                f"dataset '{dataset}' has no class '{label}': its classes are "
+                f"{_listed(names) or 'not named, use numbers'}"
+            )
+        kept.add(names.index(label) if isinstance(label, str) else label)
+    return kept
+
+
 def _partners(name: str, own: Sequence[str]) -> list[int]:
     exact = [i for i, other in enumerate(own) if other == name]
     return exact or [i for i, other in enumerate(own) if _folded(other) == _folded(name)]

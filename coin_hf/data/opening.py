@@ -133,3 +133,15 @@ def _is_commit(data: Dataset | IterableDataset, revision: str | None) -> bool:
 
 def _saved_to_disk(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def source(block: DatasetBlock) -> tuple[str, str | None, str | None]:
+    """Say where a dataset comes from, whatever its split, columns and filter.
+
+    Args:
+        block: The dataset, its revision pinned.
+
+    Returns:
+        Its location, configuration and revision: equal ones hold the same rows.
+    """
+    return block.path, block.config, block.revision

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from coin_hf.data.images import LabelledImages, Owner
+from coin_hf.data.opening import source
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.encoding.context import RunContext
 from coin_hf.errors import InputError
@@ -50,30 +51,36 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
     return experts
 
 
-def open_tests(recipe: Recipe, experts: Sequence[Expert], run: RunContext) -> list[LabelledImages]:
+def open_tests(
+    recipe: Recipe, experts: Sequence[Expert], run: RunContext, drawn: Recipe | None = None
+) -> list[LabelledImages]:
     """Open each expert's test set.
 
     Args:
         recipe: The recipe, with revisions pinned.
         experts: The experts, in order.
         run: The run; its main process downloads first.
+        drawn: The recipe by which samples are drawn; by default this one.
 
     Returns:
         One for each expert.
 
     Raises:
-        InputError: If a dataset cannot be read, or no accuracy can be measured on it.
+        InputError: If a dataset cannot be read, no accuracy can be measured on it, or samples may
+            be drawn from the same rows.
     """
     keys = {block.label: block.dataset for block in recipe.experts}
     opened = _open(recipe, keys, recipe.evaluation.split, experts, run)
-    pools = _open(recipe, recipe.draws, None, experts, run)
+    drawn, sources = drawn or recipe, {images.source for images in opened}
+    shared = {name: k for name, k in drawn.draws.items() if source(drawn.datasets[k]) in sources}
+    pools = _open(drawn, shared, None, experts, run)
     for images in opened:
         images.check_usable_for_tests()
         for pool in pools:
-            shared = images.shared_rows(pool)
-            if shared:
+            count = images.shared_rows(pool)
+            if count:
                 raise InputError(
-                    f"{shared} rows of dataset '{images.name}' are both test data (split "
+                    f"{count} rows of dataset '{images.name}' are both test data (split "
                     f"'{images.split}') and rows that samples are drawn from (split "
                     f"'{pool.split}'): choose splits that do not overlap"
                 )

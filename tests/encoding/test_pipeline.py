@@ -220,7 +220,7 @@ def test_evaluate_repeats_the_result_or_measures_other_data(coded: Path, tmp_pat
     with pytest.raises(InputError, match=r"'betas=.*encode again"):
         evaluate(coded, overrides=["betas=[0.5, 0.5]"])
     with pytest.raises(InputError, match="are both test data"):
-        evaluate(coded, overrides=["evaluation.split=train"])
+        evaluate(coded, overrides=["evaluation.split=train[:10]"])
 
 
 def test_evaluate_refuses_data_that_changed(coded: Path, tmp_path: Path) -> None:

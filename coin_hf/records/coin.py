@@ -1,9 +1,10 @@
 """The content of coin.json: what is needed to decode, repeat and re-code a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import model_validator
+from typing_extensions import Self
 
 from coin_hf.erasure.betas import rows_of
 from coin_hf.recipe import Recipe
@@ -81,20 +82,30 @@ class Settings(Record):
     fisher: FisherBlock
     evaluation: EvaluationBlock
 
-    def _moved(self, change: Callable[[str], str]) -> dict[str, Any]:
-        """Return the fields that hold a location, changed."""
+    experts: Sequence[ExpertRecord]
+
+    def moved(self, change: Callable[[str], str]) -> Self:
+        """Change the locations of experts, foundation and datasets.
+
+        Args:
+            change: Old location -> new location.
+
+        Returns:
+            The changed record.
+        """
         moved: dict[str, Any] = {
+            "experts": [e.model_copy(update={"model": change(e.model)}) for e in self.experts],
             "datasets": {
                 key: block.model_copy(update={"path": change(block.path)})
                 for key, block in self.datasets.items()
-            }
+            },
         }
         if self.task_arithmetic is not None:
             foundation = change(self.task_arithmetic.foundation)
             moved["task_arithmetic"] = self.task_arithmetic.model_copy(
                 update={"foundation": foundation}
             )
-        return moved
+        return self.model_copy(update=moved)
 
 
 class CoinRecord(Settings):
@@ -140,15 +151,3 @@ class CoinRecord(Settings):
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")
         return Recipe.from_dict(data, source="coin.json")
-
-    def moved(self, change: Callable[[str], str]) -> "CoinRecord":
-        """Change the locations of experts, foundation and datasets.
-
-        Args:
-            change: Old location -> new location.
-
-        Returns:
-            The changed record.
-        """
-        experts = [e.model_copy(update={"model": change(e.model)}) for e in self.experts]
-        return self.model_copy(update={"experts": experts, **self._moved(change)})

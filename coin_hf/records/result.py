@@ -1,10 +1,8 @@
 """The content of result.json: all measurements of a run and their settings."""
 
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
-from typing_extensions import Self
 
 from coin_hf.recipe.blocks import SamplesBlock
 from coin_hf.records.coin import ExpertRecord, RecodedFrom, Settings
@@ -79,15 +77,3 @@ class ResultRecord(Settings):
     def singles(self) -> list[Erasure]:
         """The erasures of a single expert."""
         return [erasure for erasure in self.erasures if not erasure.beside]
-
-    def moved(self, change: Callable[[str], str]) -> Self:
-        """Change the locations of experts, foundation and datasets.
-
-        Args:
-            change: Old location -> new location.
-
-        Returns:
-            The changed record.
-        """
-        experts = [e.model_copy(update={"model": change(e.model)}) for e in self.experts]
-        return self.model_copy(update={"experts": experts, **self._moved(change)})

@@ -1,6 +1,7 @@
 """Match the classes of a dataset to an expert's, by name where both have names."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 
 from coin_hf.errors import InputError
@@ -33,7 +34,8 @@ def match_classes(
 ) -> dict[int, int]:
     """Map a dataset's class numbers to an expert's.
 
-    Names match exactly, or else without regard to case, spaces, hyphens and underscores.
+    Names match exactly, or else without regard to case, spaces, hyphens and underscores. A dataset
+    whose names are just 0, 1, 2, ... is taken by number where the expert has other names.
 
     Args:
         dataset: The dataset's name, for messages.
@@ -51,6 +53,14 @@ def match_classes(
     """
     given = dict(label_map or {})
     if list(names) == list(own) and not given:  # also where two classes have one name
+        return {number: number for number in used}
+    numbered = list(map(str, range(len(names))))  # as `ClassLabel(num_classes=...)` names them
+    if list(names) == numbered and not given and not set(numbered) & set(own):
+        warnings.warn(
+            f"dataset '{dataset}' names its classes by number alone: they are taken to be those "
+            f"of expert '{expert}' by number",
+            stacklevel=6,
+        )
         return {number: number for number in used}
     found, unmatched = {}, []
     for number in used:

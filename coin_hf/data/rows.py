@@ -1,6 +1,6 @@
 """One row of a split: an image that is not decoded yet, and its label."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,6 +10,7 @@ import PIL.Image
 from datasets import Image
 
 from coin_hf.errors import InputError, boundary
+from coin_hf.networks.inputs import stack
 
 SHUFFLE_BUFFER = 1000
 """Rows in the shuffle buffer of a streamed dataset."""
@@ -77,6 +78,30 @@ class Row:
                 "a label filter that leaves such rows out"
             )
         return self.label
+
+
+def prepared_batch(rows: Sequence[Row], preprocessing: Callable[[PIL.Image.Image], Any]) -> Any:
+    """Decode, preprocess and stack images.
+
+    Args:
+        rows: At least one.
+        preprocessing: Image -> network input, shape (...).
+
+    Returns:
+        Shape (B, ...).
+
+    Raises:
+        InputError: If an image cannot be decoded or preprocessed, or two inputs differ in shape.
+    """
+    inputs = [row.prepared(preprocessing) for row in rows]
+    for row, single in zip(rows, inputs, strict=True):
+        if single.shape != inputs[0].shape:
+            raise InputError(
+                f"the images in {rows[0].origin} and in {row.origin} become inputs of different "
+                f"shapes, {tuple(inputs[0].shape)} and {tuple(single.shape)}: save the experts "
+                "with a preprocessing that makes a fixed size (crop, or resize to height and width)"
+            )
+    return stack(inputs)
 
 
 def known(label: int | None) -> int:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from coin_hf.data.images import LabelledImages
+from coin_hf.data.rows import prepared_batch
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
-from coin_hf.networks.inputs import Inputs, count, stack, take
+from coin_hf.networks.inputs import Inputs, count, take
 from coin_hf.recipe.blocks import set_aside
 
 
@@ -96,7 +97,7 @@ def draw_samples(
     pooled = [row for rows in drawn for row in rows]
     labels = [row.label for row in pooled]
     return Samples(
-        inputs=stack([row.prepared(preprocessing) for row in pooled]),  # (P, ...)
+        inputs=prepared_batch(pooled, preprocessing),  # (P, ...)
         labels=None if None in labels else torch.tensor(labels),
         sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
         rows=tuple(tuple(row.position for row in rows) for rows in drawn),

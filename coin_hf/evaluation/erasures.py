@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from coin_hf.data.images import LabelledImages
+from coin_hf.data.rows import prepared_batch
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.experts.preprocessing import Preprocessing
-from coin_hf.networks.inputs import fit_to, stack
+from coin_hf.networks.inputs import fit_to
 from coin_hf.networks.logits import call
 from coin_hf.networks.processes import ALONE, Processes
 from coin_hf.recipe.blocks import EvaluationBlock
@@ -83,7 +84,7 @@ def evaluate_erasures(
             settings.batch_size, limit=settings.limit, seed=(seed, i), shard=shard
         )
         for number, rows in processes.bar(f"decode '{name}'", show=progress, unit="batch", of=read):
-            x = fit_to(stack([row.prepared(preprocessing) for row in rows]), first)  # (B, ...)
+            x = fit_to(prepared_batch(rows, preprocessing), first)  # (B, ...)
             if (i, number) not in known:
                 known[i, number] = [call(model, x).cpu() for model in experts.values()]
             f = known[i, number]

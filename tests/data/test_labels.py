@@ -9,6 +9,7 @@
 | any, with `labels_by: position` | | taken by number |
 | any, with `label_map` | | matched as the map says |
 | none, or the expert has none | | taken by number |
+| 0, 1, 2, ... in order | none of these | taken by number, with a warning |
 | those of split folders (train, test) | | no labels |
 """
 
@@ -48,6 +49,15 @@ def test_names_are_matched() -> None:
 def test_what_has_no_single_partner_is_refused(names: list[str], own: list[str]) -> None:
     with pytest.raises(InputError, match=r"'d' and expert 'e' name .* datasets.d.label_map"):
         match(names, own)
+
+
+def test_names_that_are_their_own_numbers_are_matched_only_with_such() -> None:
+    with pytest.warns(UserWarning, match="by number alone"):
+        assert match(["0", "1", "2"], ["crane", "crane", "dog"]) == {0: 0, 1: 1, 2: 2}
+    assert match(["0", "1", "2"], ["2", "1", "0"]) == {0: 2, 1: 1, 2: 0}
+    for names, own in ((["0", "1"], ["0", "b"]), (["1", "0"], ["a", "b"])):
+        with pytest.raises(InputError, match=r"label_map"):
+            match(names, own)
 
 
 def test_names_of_split_folders_are_no_classes() -> None:
@@ -114,8 +124,11 @@ def test_positions_count_where_nobody_has_names_or_the_recipe_says_so(tmp_path: 
     with pytest.warns(UserWarning, match="matched by name"):
         images = opened(tmp_path / "d", other, label_map=turned)
     assert [images.row(i).truth for i in range(20)] == [9 - label for label in expected]
-    with pytest.raises(InputError, match="no single partner for '0', '1'"):
-        opened(tmp_path / "d", other)
+    with pytest.warns(UserWarning, match="by number alone"):
+        images = opened(tmp_path / "d", other)
+    assert [images.row(i).truth for i in range(20)] == expected
+    with pytest.raises(InputError, match="no single partner for '1', '2'"):
+        opened(tmp_path / "d", ["0", *other[1:]])
 
 
 def test_a_dataset_of_some_classes_is_matched(tmp_path: Path) -> None:

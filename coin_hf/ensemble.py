@@ -20,11 +20,12 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored, save_coded
 from coin_hf.experts.expert import Expert, load_expert, read_expert
+from coin_hf.experts.heads import columns, reorder
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
 from coin_hf.networks.inputs import Inputs, cast
 from coin_hf.networks.logits import call
-from coin_hf.records.coin import CoinRecord
+from coin_hf.records.coin import ClassOrder, CoinRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.fisher_files import fisher_path, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
@@ -78,6 +79,20 @@ class CodedEnsemble:
         """The experts' names, in order."""
         return [expert.name for expert in self.coin.experts]
 
+    @property
+    def label_names(self) -> list[tuple[str, ...] | None]:
+        """The class names of each expert's answers, in the order of its own classes.
+
+        Without the experts, the coded model's, whose names join those of all experts.
+        """
+        if self.experts is not None:
+            return [expert.own_names for expert in self.experts]
+        joined = self.coded.label_names
+        return [
+            joined if joined is None or order is None else tuple(joined[r] for r in order.rows)
+            for order in self._orders
+        ]
+
     def __repr__(self) -> str:
         """Show the experts and betas."""
         loaded = "loaded" if self.experts else "not loaded"
@@ -121,8 +136,8 @@ class CodedEnsemble:
                 default all. Surplus answers are weighted by their coding losses.
 
         Returns:
-            N tensors of logits (B, K), decoded for the missing experts. If none is missing, no
-            coded model runs.
+            N tensors of logits (B, K), decoded for the missing experts, each in the order of its
+            expert's own classes (`label_names`). If none is missing, no coded model runs.
 
         Raises:
             InputError: If the experts are not loaded.
@@ -138,8 +153,7 @@ class CodedEnsemble:
             raise ValueError(f"experts {lost} are missing, but {few}")
         x = self._cast(x)
         answers = {i: call(e.model, x) for i, e in enumerate(experts) if i not in lost}
-        decoded = self.code.decode(answers, self.coded_logits(x, used) if lost else {})
-        return [(answers | decoded)[i] for i in range(len(experts))]
+        return self._decoded(answers, self.coded_logits(x, used) if lost else {})
 
     @torch.no_grad()
     def coded_logits(self, x: Inputs, coded: Sequence[int] | None = None) -> dict[int, Tensor]:
@@ -164,11 +178,12 @@ class CodedEnsemble:
         """Decode the missing answers from those that arrived.
 
         Args:
-            answers: Logits (B, K) of the experts that answered, by name or index.
+            answers: Logits (B, K) of the experts that answered, by name or index, each in the order
+                of its own classes, as its repository numbers them.
             coded: Logits of coded models by index, from `coded_logits`.
 
         Returns:
-            N tensors of logits (B, K), in the experts' order.
+            N tensors of logits (B, K), in the experts' order, each in that of its own classes.
 
         Raises:
             ValueError: If a name or index is unknown, or too few answers arrived.
@@ -178,8 +193,8 @@ class CodedEnsemble:
             low, high = ensemble.decode(answers, ensemble.coded_logits(x))
         """
         came = {self._numbers([who])[0]: logits for who, logits in answers.items()}
-        decoded = self.code.decode(came, coded)
-        return [(came | decoded)[i] for i in range(len(self.names))]
+        rows = {i: columns(logits, self._orders[i], "own") for i, logits in came.items()}
+        return self._decoded(rows, coded)
 
     @torch.no_grad()
     def suspect(self, x: Inputs) -> Tensor:
@@ -206,6 +221,16 @@ class CodedEnsemble:
         answers = {i: call(expert.model, x) for i, expert in enumerate(experts)}
         residual = self.code.residual(answers, self.coded_logits(x))
         return residual > self.coin.calibration.threshold
+
+    @property
+    def _orders(self) -> list[ClassOrder | None]:
+        """The order of each expert's own classes, None where it is that of the rows."""
+        return [expert.class_order for expert in self.coin.experts]
+
+    def _decoded(self, rows: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> list[Tensor]:
+        """Decode the missing answers; return all, each in the order of its expert's own classes."""
+        every = {**rows, **self.code.decode(rows, coded)}
+        return [columns(every[i], order, "rows") for i, order in enumerate(self._orders)]
 
     def _loaded(self) -> tuple[Expert, ...]:
         if self.experts is None:
@@ -255,6 +280,7 @@ class CodedEnsemble:
                 estimator=self.coin.fisher,
                 versions=self.coin.versions,
                 tied=expert.tied,
+                class_order=expert.class_order,
             )
             write_fisher(folder / fisher_path(expert.name), as_stored(expert, fisher), metadata)
 
@@ -378,14 +404,16 @@ def _load_experts(
     coin: CoinRecord, places: bool | Sequence[str], device: torch.device | str | None
 ) -> list[Expert]:
     """Load the experts that coin.json records, from there or from the given locations."""
-    if isinstance(places, bool):
-        return [
-            load_expert(e.model, revision=e.revision, library=e.library, device=device, name=e.name)
-            for e in coin.experts
-        ]
-    if len(places) != len(coin.experts):
-        raise InputError(f"expected the places of {len(coin.experts)} experts, got {len(places)}")
+    where: list[tuple[str, str | None]] = [(e.model, e.revision) for e in coin.experts]
+    if not isinstance(places, bool):
+        if len(places) != len(where):
+            raise InputError(f"expected the places of {len(where)} experts, got {len(places)}")
+        where = [(place, None) for place in places]
+    loaded = [
+        load_expert(place, revision=revision, library=e.library, device=device, name=e.name)
+        for (place, revision), e in zip(where, coin.experts, strict=True)
+    ]
     return [
-        load_expert(place, library=e.library, device=device, name=e.name)
-        for place, e in zip(places, coin.experts, strict=True)
+        expert if e.class_order is None else reorder(expert, e.class_order)
+        for expert, e in zip(loaded, coin.experts, strict=True)
     ]

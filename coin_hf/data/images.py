@@ -22,6 +22,8 @@ class Owner(NamedTuple):
     name: str
     classes: Sequence[str] | None
     """The names of its K classes, if it has any."""
+    rows: Sequence[int] | None = None
+    """The row of the logits for each of its classes; by default class k has row k."""
 
 
 class LabelledImages:
@@ -89,6 +91,15 @@ class LabelledImages:
         return self.num_classes if self.kept is None else len(self.kept)
 
     def _classes(self, block: DatasetBlock, owner: Owner | None) -> dict[int, int] | None:
+        """Return the row of the logits for each of the dataset's classes; None for the same."""
+        matched = self._matched(block, owner)
+        if owner is None or owner.rows is None:
+            return matched
+        if matched is None:
+            return dict(enumerate(owner.rows))
+        return {number: owner.rows[own] for number, own in matched.items()}
+
+    def _matched(self, block: DatasetBlock, owner: Owner | None) -> dict[int, int] | None:
         """Return the expert's class for each of the dataset's; None where they are the same."""
         names = self._names()
         if owner is None or not names or not owner.classes or block.labels_by == "position":
@@ -101,7 +112,7 @@ class LabelledImages:
         warnings.warn(
             f"dataset '{self.name}' numbers its classes in another order than expert "
             f"'{owner.name}': they are matched by name",
-            stacklevel=5,
+            stacklevel=6,
         )
         return found
 
@@ -277,7 +288,7 @@ class LabelledImages:
         return Row(position, truth, image, origin, self.mode)
 
     def _class(self, label: int) -> int:
-        """Translate a class number of the dataset to the expert's."""
+        """Translate a class number of the dataset to the row of the logits."""
         return label if self.classes is None else self.classes.get(label, label)
 
     def _check_label(self, label: int, position: int) -> None:

@@ -1,10 +1,10 @@
 """Match the classes of a dataset to an expert's, by name where both have names."""
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 
 from coin_hf.errors import InputError
+from coin_hf.experts.heads import folded
 
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 """Names that `datasets` gives to the classes of an unlabelled `train/*.png, test/*.png`."""
@@ -59,7 +59,7 @@ def match_classes(
         warnings.warn(
             f"dataset '{dataset}' names its classes by number alone: they are taken to be those "
             f"of expert '{expert}' by number",
-            stacklevel=6,
+            stacklevel=7,
         )
         return {number: number for number in used}
     found, unmatched = {}, []
@@ -106,11 +106,7 @@ def class_numbers(dataset: str, wanted: Sequence[int | str], names: Sequence[str
 
 def _partners(name: str, own: Sequence[str]) -> list[int]:
     exact = [i for i, other in enumerate(own) if other == name]
-    return exact or [i for i, other in enumerate(own) if _folded(other) == _folded(name)]
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    return exact or [i for i, other in enumerate(own) if folded(other) == folded(name)]
 
 
 def _listed(names: Sequence[str]) -> str:

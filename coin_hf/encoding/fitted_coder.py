@@ -169,6 +169,12 @@ def _explained(what: str, compute: Callable[..., Any], *args: Any, **settings: A
 
 def _foundation(context: EncodingContext, block: TaskArithmeticBlock) -> Theta:
     first = context.experts[0]
+    permuted = [expert.name for expert in context.experts if expert.class_order is not None]
+    if permuted:
+        raise InputError(
+            f"expert '{permuted[0]}' numbers its classes in another order than the first one, so "
+            "that they have no common foundation head: use another coder, or save it in that order"
+        )
     with context.run.main_first():
         foundation = load_expert(
             block.foundation,

@@ -10,6 +10,7 @@ from coin_hf.encoding.context import RunContext
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.experts.heads import in_one_order
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.records.coin import CoinRecord
@@ -29,7 +30,7 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
         InputError: If one cannot be found or read, or they cannot be coded together.
     """
     with run.main_first():
-        experts = [
+        loaded = [
             load_expert(
                 block.model,
                 revision=block.revision,
@@ -39,6 +40,7 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
             )
             for block in recipe.experts
         ]
+    experts = in_one_order(loaded)
     check_alignment(experts)
     differing = differing_statistics(experts)
     if differing:
@@ -166,4 +168,7 @@ def _owner(
     datasets = {block.label: block.dataset for block in recipe.experts}
     own = [expert for expert in experts if expert.name == name]
     own += [expert for expert in experts if datasets.get(expert.name) == key]
-    return Owner(own[0].name, own[0].label_names) if own else None
+    if not own:
+        return None
+    order = own[0].class_order
+    return Owner(own[0].name, own[0].own_names, None if order is None else order.rows)

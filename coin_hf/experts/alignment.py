@@ -102,8 +102,8 @@ def _differences(a: Expert, b: Expert) -> Iterable[str]:
     if _reordered(a.label_names, b.label_names):
         yield (
             f"class names: '{a.name}' and '{b.name}' have the same classes in another order "
-            f"({_list(a.label_names or (), 3)} ...; {_list(b.label_names or (), 3)} ...): permute "
-            "the rows of one head, or its outputs are averaged with those of other classes"
+            f"({_list(a.label_names or (), 3)} ...; {_list(b.label_names or (), 3)} ...), of which "
+            "several have one name: tell them apart in `label_names` or `id2label`"
         )
     ours, theirs = a.preprocessing, b.preprocessing
     if ours.settings != theirs.settings and not _same_input(a, b):

@@ -24,6 +24,7 @@ from coin_hf.experts.preprocessing import Preprocessing, processor_preprocessing
 from coin_hf.hub.client import fetch, pin
 from coin_hf.hub.layout import CHECKPOINT_FILES
 from coin_hf.recipe.blocks import Library
+from coin_hf.records.coin import ClassOrder
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +46,11 @@ class Expert:
     num_classes: int
     preprocessing: Preprocessing
     label_names: tuple[str, ...] | None
+    """The class name of each row of its logits."""
     license: str | None
     """Licence its card declares, if any."""
+    class_order: ClassOrder | None = None
+    """The order of its own classes, where its rows are permuted to another expert's."""
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -71,6 +75,13 @@ class Expert:
         first = {id(value): name for name, value in self.model.named_parameters()}
         every = self.model.named_parameters(remove_duplicate=False)
         return {name: first[id(value)] for name, value in every if first[id(value)] != name}
+
+    @property
+    def own_names(self) -> tuple[str, ...] | None:
+        """The names of its classes in its own order, that of its answers in an ensemble."""
+        if self.class_order is None or self.label_names is None:
+            return self.label_names
+        return tuple(self.label_names[row] for row in self.class_order.rows)
 
     @classmethod
     def from_module(

@@ -10,7 +10,7 @@ from coin_hf.encoding.pinning import pin_datasets, pin_experts
 from coin_hf.erasure.betas import Betas, rows_of, written
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
-from coin_hf.records.coin import CoinRecord
+from coin_hf.records.coin import ClassOrder, CoinRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.paths import place_of
 from coin_hf.repository.provenance import environment
@@ -106,19 +106,26 @@ def _add(data: dict[str, Any], new: Newcomer) -> None:
     data["experts"].append({k: v for k, v in block.items() if v is not None})
 
 
-def recoded_coin(coin: CoinRecord, recipe: Recipe, libraries: Mapping[str, str]) -> CoinRecord:
+def recoded_coin(
+    coin: CoinRecord, recipe: Recipe, joins: Mapping[str, tuple[str, ClassOrder | None]]
+) -> CoinRecord:
     """Build the new `coin.json`, without any measurement.
 
     Args:
         coin: The old one.
         recipe: The new recipe.
-        libraries: The library of each expert that joined, by name.
+        joins: Library and order of classes of each expert that joined, by name.
 
     Returns:
         The new record; folders are absolute paths.
     """
     said = recipe.dump()
-    known = {expert.name: expert.library for expert in coin.experts} | dict(libraries)
+    known = {e.name: (e.library, e.class_order) for e in coin.experts} | dict(joins)
+    experts = [
+        {**entry, "library": library, **({"class_order": order.dump()} if order else {})}
+        for entry in said["experts"]
+        for library, order in [known[entry["name"]]]
+    ]
     return CoinRecord.model_validate(
         {
             **coin.dump(),
@@ -126,7 +133,7 @@ def recoded_coin(coin: CoinRecord, recipe: Recipe, libraries: Mapping[str, str])
             "augment": None,
             "betas": said["betas"],
             "lam": said["lam"],
-            "experts": [{**entry, "library": known[entry["name"]]} for entry in said["experts"]],
+            "experts": experts,
             "datasets": said["datasets"],
             "samples": {**said["samples"], "rows": coin.samples.rows},
             "calibration": None,

@@ -11,15 +11,17 @@ from torch import Tensor
 from coin_hf.encoding.context import RunContext
 from coin_hf.encoding.fishers import compute_fisher
 from coin_hf.encoding.inputs import draw_recorded
+from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
+from coin_hf.experts.heads import in_one_order
 from coin_hf.hub.client import fetch, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import ExpertBlock
-from coin_hf.records.coin import CoinRecord
-from coin_hf.repository.fisher_files import check_fisher, fisher_path, write_fisher
+from coin_hf.records.coin import ClassOrder, CoinRecord
+from coin_hf.repository.fisher_files import check_fisher, fisher_path, load_fisher, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata, samples_hash
 from coin_hf.repository.mapped_tensors import weights_in
 from coin_hf.repository.provenance import environment
@@ -31,6 +33,8 @@ class Joined:
 
     library: Literal["timm", "transformers"]
     license: str | None
+    class_order: ClassOrder | None
+    """The order of its own classes, if its rows are permuted to the coded model's."""
     source: Path | None
     """The file that holds its Fisher, if already computed."""
     fisher: Mapping[str, Tensor]
@@ -80,6 +84,7 @@ def join(
     coded = read_expert(
         folder, repo="", revision="", library="auto", device=None, name="coded model"
     )
+    expert = in_one_order([coded, expert])[1]
     check_alignment([coded, expert])
     if published is not None:
         return _published(published, expert, coin)
@@ -94,8 +99,10 @@ def join(
         estimator=coin.fisher,
         versions=environment(),
         tied=expert.tied,
+        class_order=expert.class_order,
     )
-    return Joined(coin.library, expert.license, None, as_stored(expert, found), metadata)
+    values = as_stored(expert, found)
+    return Joined(coin.library, expert.license, expert.class_order, None, values, metadata)
 
 
 def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
@@ -110,4 +117,17 @@ def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
         shapes=weights_in(weights, f"expert '{expert.name}'").shapes,
         samples_sha256=samples_hash(draws_of(coin)),
     )
-    return Joined(coin.library, expert.license, path, {}, said)
+    order, held = expert.class_order, said.get("class_order")
+    if held == (None if order is None else order.model_dump_json()):
+        return Joined(coin.library, expert.license, order, path, {}, said)
+    if held is not None or order is None:
+        raise InputError(
+            f"the Fisher of expert '{expert.name}' has its classes in the order of another coded "
+            "model: compute it with `coin-hf fisher --like TARGET`"
+        )
+    values = {
+        name: value[order.own] if name in order.tensors else value
+        for name, value in load_fisher(path).items()
+    }
+    said |= {"class_order": order.model_dump_json()}
+    return Joined(coin.library, expert.license, order, None, values, said)

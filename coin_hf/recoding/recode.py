@@ -87,9 +87,9 @@ def recode(
     _check_recodable(repo, coin)
     recipe = changed_recipe(coin.recipe, betas, lam, coded, add, drop, overrides)
     plan = _check(folder, coin, recipe, {new.label: new for new in add}, progress=progress)
-    libraries = {name: each.library for name, each in plan.joined.items()}
+    joins = {name: (each.library, each.class_order) for name, each in plan.joined.items()}
     licenses = {name: each.license for name, each in plan.joined.items()}
-    record = recoded_coin(coin, recipe, libraries)
+    record = recoded_coin(coin, recipe, joins)
     made = recoded_result(result, record, licenses)
 
     def write(draft: Path) -> None:
@@ -159,8 +159,8 @@ def _check(
         for block in recipe.experts
     }
     model = weights_in(folder, "the coded model")
-    experts = [weights_in(place, f"expert '{name}'") for name, place in sources.items()]
-    check_same_tensors(experts, model)
+    experts = {name: weights_in(place, f"expert '{name}'") for name, place in sources.items()}
+    check_same_tensors(list(experts.values()), model)
     tied: dict[str, str] = {}
     joined: dict[str, Joined] = {}
     for block in recipe.experts:
@@ -180,9 +180,14 @@ def _check(
 
             published = joins[block.label].fisher
             joined[block.label] = join(folder, coin, recipe, block, published, progress=progress)
+    orders = {expert.name: expert.class_order for expert in coin.experts}
+    orders |= {name: each.class_order for name, each in joined.items()}
+    for name, place in sources.items():
+        if orders[name] is not None:
+            experts[name] = weights_in(place, f"expert '{name}'", orders[name])
     names = list(sources)
     renamed = names != [expert.name for expert in coin.experts]
-    return _Plan(folder, names, sources, model, experts, tied, joined, renamed)
+    return _Plan(folder, names, sources, model, list(experts.values()), tied, joined, renamed)
 
 
 def _write(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -> None:
@@ -213,7 +218,14 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
     config = _config(plan.folder)
     if plan.renamed:
         configs = [_config(place) for place in plan.sources.values()]
-        names = merged_names([names_in(each, record.library, classes) for each in configs])
+        own = [names_in(each, record.library, classes) for each in configs]
+        orders = [expert.class_order for expert in record.experts]
+        names = merged_names(
+            [
+                names if names is None or order is None else tuple(names[k] for k in order.own)
+                for names, order in zip(own, orders, strict=True)
+            ]
+        )
         if record.library == "timm":
             config = timm_config(configs[0], classes, names)
         else:

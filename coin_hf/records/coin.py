@@ -33,6 +33,26 @@ REFINING = ("refine", "augment")
 Betas = list[float] | list[list[float]]
 
 
+class ClassOrder(Record):
+    """The order of an expert's classes, where it is not that of the networks' rows."""
+
+    rows: list[int]
+    """The row of the logits for each of its own classes: a permutation of 0 to K - 1."""
+    tensors: list[str]
+    """Its head, whose rows are permuted: names of parameters and buffers."""
+
+    @model_validator(mode="after")
+    def _permutation(self) -> "ClassOrder":
+        if sorted(self.rows) != list(range(len(self.rows))):
+            raise ValueError(f"rows must hold each of 0 to {len(self.rows) - 1} once")
+        return self
+
+    @property
+    def own(self) -> list[int]:
+        """Its own class in each row."""
+        return sorted(range(len(self.rows)), key=self.rows.__getitem__)
+
+
 class ExpertRecord(Record):
     """One expert: its location, revision and dataset."""
 
@@ -44,6 +64,8 @@ class ExpertRecord(Record):
     """Commit SHA, or `sha256:...` of the folder."""
     name: str
     library: Literal["timm", "transformers"]
+    class_order: ClassOrder | None = None
+    """The order of its classes, if its rows are permuted to the other experts'."""
 
 
 class DrawnSamples(SamplesBlock):
@@ -150,4 +172,6 @@ class CoinRecord(Settings):
                 "fisher", "evaluation")  # fmt: skip
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")
+        for expert in data["experts"]:
+            expert.pop("class_order", None)  # found again where the recipe is encoded
         return Recipe.from_dict(data, source="coin.json")

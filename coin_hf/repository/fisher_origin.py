@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coin_hf.recipe.blocks import DatasetBlock, FisherBlock, set_aside
-from coin_hf.records.coin import CoinRecord
+from coin_hf.records.coin import ClassOrder, CoinRecord
 
 FISHER_FORMAT = "1"
 
@@ -73,6 +73,7 @@ def fisher_metadata(
     versions: Mapping[str, str],
     estimator: FisherBlock,
     tied: Mapping[str, str],
+    class_order: ClassOrder | None = None,
 ) -> dict[str, str]:
     """Build the metadata of a Fisher file: its expert, samples and estimator.
 
@@ -83,6 +84,7 @@ def fisher_metadata(
         versions: Package versions.
         estimator: How it was computed: the recipe's `fisher`, `auto` resolved.
         tied: Tied parameters by name, with the name they are tied to.
+        class_order: The order of the expert's own classes, if the Fisher's rows have another.
 
     Returns:
         Strings by key, as safetensors stores them.
@@ -102,4 +104,5 @@ def fisher_metadata(
         ),
         "tied": json.dumps(dict(sorted(tied.items()))),
         "versions": json.dumps(dict(versions)),
+        **({"class_order": class_order.model_dump_json()} if class_order else {}),
     }

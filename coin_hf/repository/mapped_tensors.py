@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coin_hf.errors import InputError
+from coin_hf.records.coin import ClassOrder
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -41,17 +42,21 @@ class Entry:
 class Tensors:
     """The memory-mapped tensors of safetensors files."""
 
-    def __init__(self, files: Sequence[Path], name: str) -> None:
+    def __init__(self, files: Sequence[Path], name: str, order: ClassOrder | None = None) -> None:
         """Map files and check their headers, without reading a tensor.
 
         Args:
             files: The files.
             name: Their owner's name in messages.
+            order: The order of the classes in the files, if they are read in another: the rows of
+                the head's tensors are then read permuted.
 
         Raises:
             InputError: If one is missing, damaged, or holds an unsupported dtype.
         """
         self.name = name
+        self._own = {} if order is None else dict.fromkeys(order.tensors, order.own)
+        """Row in the file for each row read, by tensor."""
         self.headers: dict[Path, bytes] = {}
         """The first bytes of each file, up to its first tensor."""
         self.entries: dict[str, Entry] = {}
@@ -68,6 +73,11 @@ class Tensors:
                     f"{name}: {file.name} is missing, damaged or cut short ({error}): download or "
                     "save it again"
                 ) from error
+        if lacking := self._own.keys() - self.entries:
+            raise InputError(
+                f"{name} has no tensor '{min(lacking)}', the head whose rows are permuted: encode "
+                "from a recipe instead"
+            )
 
     def _map(self, file: Path) -> None:
         with file.open("rb") as stream:
@@ -93,7 +103,7 @@ class Tensors:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return some elements of a tensor, flat, sharing memory with the mapped file.
+        """Return some elements of a tensor, flat, sharing memory with the mapped file if in order.
 
         Args:
             name: The tensor.
@@ -104,16 +114,25 @@ class Tensors:
             Shape (stop - start,).
         """
         entry = self.entries[name]
+        if name in self._own:
+            width = entry.count // entry.shape[0]
+            first, last = start // width, -(-stop // width)  # the rows that hold them
+            rows = self._flat(entry, 0, entry.count).view(-1, width)[self._own[name][first:last]]
+            return rows.flatten()[start - first * width : stop - first * width]
+        return self._flat(entry, start, stop)
+
+    def _flat(self, entry: Entry, start: int, stop: int) -> Tensor:
         place = entry.begin + start * entry.dtype.itemsize
         return torch.frombuffer(entry.mapped, dtype=entry.dtype, count=stop - start, offset=place)
 
 
-def weights_in(folder: Path, name: str) -> Tensors:
+def weights_in(folder: Path, name: str, order: ClassOrder | None = None) -> Tensors:
     """Map the weights of a checkpoint's folder.
 
     Args:
         folder: Folder with `model.safetensors`, or several `model-*.safetensors`.
         name: Its name in messages.
+        order: The order of the classes in the files, if they are read in another.
 
     Returns:
         Its tensors.
@@ -121,4 +140,4 @@ def weights_in(folder: Path, name: str) -> Tensors:
     Raises:
         InputError: If there are none, or one is damaged.
     """
-    return Tensors(sorted(folder.glob("model*.safetensors")), name)
+    return Tensors(sorted(folder.glob("model*.safetensors")), name, order)

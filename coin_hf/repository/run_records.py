@@ -45,6 +45,8 @@ def coin_record(
     said = recipe.dump()
     for expert, entry in zip(experts, said["experts"], strict=True):
         entry |= {"library": expert.library}
+        if expert.class_order is not None:
+            entry |= {"class_order": expert.class_order.dump()}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return CoinRecord.model_validate(

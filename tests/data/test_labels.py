@@ -11,9 +11,16 @@
 | none, or the expert has none | | taken by number |
 | 0, 1, 2, ... in order | none of these | taken by number, with a warning |
 | those of split folders (train, test) | | no labels |
+
+| second expert's names | what happens |
+|---|---|
+| the first one's, in another order | rows are permuted, with a warning; answers are not |
+| the same, in another order, two of them equal | refused |
+| other names | taken by number, joined in the coded model ("cat / truck") |
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +28,14 @@ from typing import Any
 import pytest
 import torch
 from builders import digits, fit_classifier, recipe_dict, save_digits, save_timm, timm_model
+from safetensors.torch import load_file, save_file
 
-from coin_hf import InputError, Recipe, encode, load_expert
+from coin_hf import CodedEnsemble, InputError, Recipe, encode, evaluate, load_expert, recode
 from coin_hf.data.images import LabelledImages, Owner
 from coin_hf.data.labels import invented, match_classes
-from coin_hf.experts.alignment import check_alignment
 from coin_hf.recipe.blocks import DatasetBlock
+from coin_hf.recoding.changes import Newcomer
+from coin_hf.recoding.expert_fisher import make_fisher
 
 
 def match(names: Sequence[str], own: Sequence[str], **label_map: str) -> dict[int, int]:
@@ -144,11 +153,117 @@ def test_a_dataset_of_some_classes_is_matched(tmp_path: Path) -> None:
     assert truths == {5, 6, 7, 8, 9}
 
 
-def test_experts_with_the_same_classes_in_another_order_are_refused(tmp_path: Path) -> None:
-    save_timm(tmp_path / "a", timm_model(0), label_names=NAMES)
-    save_timm(tmp_path / "b", timm_model(1), label_names=NAMES[::-1])
-    with pytest.raises(InputError, match="have the same classes in another order"):
-        check_alignment([load_expert(str(tmp_path / name)) for name in ("a", "b")])
+def shuffled_expert(folder: Path, source: Path, names: Sequence[str]) -> list[int]:
+    """Save a checkpoint's network with its classes in another order; return row of each class."""
+    config = json.loads((source / "config.json").read_text())
+    rows = [config["label_names"].index(name) for name in names]
+    weights = load_file(source / "model.safetensors")
+    for name in ("fc.weight", "fc.bias"):
+        weights[name] = weights[name][rows]
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "label_names": list(names)}))
+    return rows
+
+
+OTHER = ["7", "3", "10", "1", "2", "9", "8", "5", "4", "6"]
+
+
+def two_orders(tmp_path: Path) -> tuple[Path, Path, list[int]]:
+    """Two equal worlds of experts and digits, but for the order of the second expert's classes."""
+    for world in ("same", "other"):
+        save_digits(tmp_path / world / "digits")
+        for seed, (name, labels) in enumerate({"low": range(5), "high": range(5, 10)}.items()):
+            if (world, name) == ("other", "high"):
+                rows = shuffled_expert(tmp_path / "other/high", tmp_path / "same/high", OTHER)
+                continue
+            model = timm_model(seed)
+            fit_classifier(model, digits(slice(0, 200)), labels)
+            save_timm(tmp_path / world / name, model, label_names=NAMES)
+    return tmp_path / "same", tmp_path / "other", rows
+
+
+def by_position(world: Path, turned: Sequence[int] | None = None) -> dict[str, Any]:
+    recipe = recipe_dict(world, fisher={"save": True})
+    for block in recipe["datasets"].values():
+        block["labels_by"] = "position"
+    if turned is not None:  # its rows are numbered as the expert's own classes are
+        data = digits(slice(0, 300))
+        labels = [turned.index(label) for label in data["label"]]
+        data = data.remove_columns("label").add_column("label", labels)
+        (world / "turned").mkdir()
+        data.select(range(200)).to_parquet(world / "turned/train-00000-of-00001.parquet")
+        data.select(range(200, 300)).to_parquet(world / "turned/test-00000-of-00001.parquet")
+        recipe["datasets"]["high"] |= {
+            "path": str(world / "turned"),
+            "labels": [turned.index(k) for k in range(5, 10)],
+            "label": "label",
+        }
+    return recipe
+
+
+def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: Path) -> None:
+    same, other, rows = two_orders(tmp_path)
+    expected = encode(Recipe.from_dict(by_position(same)))
+    with pytest.warns(UserWarning, match="'high' numbers its classes in another order than 'low'"):
+        ensemble = encode(Recipe.from_dict(by_position(other, rows)))
+    for name, value in expected.coded.parameters.items():
+        assert torch.equal(value, ensemble.coded.parameters[name]), name
+    assert ensemble.result.erasures == expected.result.erasures
+    assert ensemble.label_names == [tuple(NAMES), tuple(OTHER)]
+    ensemble.save_pretrained(other / "coded")
+    expected.save_pretrained(same / "coded")
+
+    x = torch.stack([ensemble.preprocess(row["image"]) for row in digits(slice(0, 4))])
+    own = load_expert(str(other / "high")).model(x).detach()
+    loaded = CodedEnsemble.from_pretrained(other / "coded", experts=True)
+    assert loaded.label_names == ensemble.label_names
+    assert CodedEnsemble.from_pretrained(other / "coded").label_names == ensemble.label_names
+    for missing in ([], ["low"], ["high"]):
+        before, after = expected(x, missing=missing), loaded(x, missing=missing)
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[1][:, rows], after[1])
+    low = expected.decode({"high": expected(x)[1]}, expected.coded_logits(x))[0]
+    assert torch.equal(loaded.decode({"high": own}, loaded.coded_logits(x))[0], low)
+    assert torch.equal(loaded(x)[1], own)
+
+    again = evaluate(other / "coded")
+    assert again.erasures == ensemble.result.erasures
+
+    for world in (same, other):
+        recode(world / "coded", world / "recoded", betas=[0.7, 0.3])
+    weights = [load_file(w / "recoded/model.safetensors") for w in (same, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert json.loads((other / "recoded/config.json").read_text())["label_names"] == NAMES
+    turned = CodedEnsemble.from_pretrained(other / "recoded", experts=True)
+    assert torch.equal(turned(x)[1], own)
+
+
+def test_an_expert_that_joins_is_permuted_too(tmp_path: Path) -> None:
+    same, other, rows = two_orders(tmp_path)
+    made = {}
+    for world, turned in ((same, None), (other, rows)):
+        recipe = by_position(world, turned)
+        recipe["experts"][1] = {**recipe["experts"][0], "name": "again"}
+        recipe["samples"]["draws"] = {"low": "low", "high": "high"}
+        encode(Recipe.from_dict(recipe)).save_pretrained(world / "coded")
+        make_fisher(str(world / "high"), world / "fishers", like=str(world / "coded"))
+        new = {"model": str(world / "high"), "dataset": "high"}
+        for name, fisher in (("computed", None), ("published", str(world / "fishers"))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                joins = [Newcomer(**new, fisher=fisher)]
+                recode(world / "coded", world / name, add=joins, drop=["again"])
+            made[world, name] = [
+                load_file(world / name / file)
+                for file in ("model.safetensors", "fisher/high.safetensors")
+            ]
+    for name in ("computed", "published"):
+        for ours, theirs in zip(made[same, name], made[other, name], strict=True):
+            assert all(torch.allclose(ours[key], theirs[key], rtol=1e-5) for key in ours)
+        x = torch.rand(2, 3, 32, 32)
+        turned = CodedEnsemble.from_pretrained(other / name, experts=True)
+        assert torch.equal(turned(x)[1], load_expert(str(other / "high")).model(x).detach())
 
 
 def test_an_expert_at_chance_is_warned_of(world: Path, tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-from builders import save_timm, save_transformers, timm_model
+from builders import randomise, save_timm, save_transformers, timm_model
+from torch import nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.experts.heads import columns, head_tensors, in_one_order
 
 
 def load(folder: Path, seed: int = 0, **settings: Any) -> Expert:
@@ -131,3 +135,66 @@ def test_differing_statistics_are_named(tmp_path: Path) -> None:
             b.model.get_buffer(name).add_(1)
     assert differing_statistics([a, b]) == ["bn1.running_mean"]
     assert differing_statistics([b, dataclasses.replace(b)]) == []
+
+
+def test_a_transformers_network_is_permuted(tmp_path: Path) -> None:
+    for seed, (name, labels) in enumerate({"a": "pqrstuvwxy", "b": "yxwvutsrqp"}.items()):
+        save_transformers(tmp_path / name, seed)
+        settings = json.loads((tmp_path / name / "config.json").read_text())
+        settings["id2label"] = {str(i): letter for i, letter in enumerate(labels)}
+        settings["label2id"] = {letter: i for i, letter in enumerate(labels)}
+        (tmp_path / name / "config.json").write_text(json.dumps(settings))
+    a, own = (load_expert(str(tmp_path / name)) for name in "ab")
+    with pytest.warns(UserWarning, match="'b' numbers its classes in another order than 'a'"):
+        _, b = in_one_order([a, load_expert(str(tmp_path / "b"))])
+    assert b.class_order is not None
+    assert b.class_order.tensors == ["classifier.weight", "classifier.bias"]
+    assert (b.label_names, b.own_names) == (tuple("pqrstuvwxy"), tuple("yxwvutsrqp"))
+    x = torch.rand(2, 3, 32, 32)
+    ours, theirs = b.model(x).logits, own.model(x).logits
+    assert torch.equal(ours, theirs.flip(1))
+    assert torch.equal(columns(ours, b.class_order, "rows"), theirs)
+    assert torch.equal(columns(theirs, b.class_order, "own"), ours)
+    b.save_pretrained(tmp_path / "saved")
+    assert load_expert(str(tmp_path / "saved")).label_names == a.label_names
+
+
+def test_case_and_separators_do_not_make_another_class(tmp_path: Path) -> None:
+    names = ["Golden Retriever", "tabby cat", *"cdefghij"]
+    save_timm(tmp_path / "a", timm_model(0), label_names=names)
+    other = ["TABBY_CAT", "golden-retriever", *names[2:]]
+    save_timm(tmp_path / "b", timm_model(1), label_names=other)
+    with pytest.warns(UserWarning, match="another order"):
+        _, b = in_one_order([load_expert(str(tmp_path / name)) for name in "ab"])
+    assert b.class_order is not None
+    assert b.class_order.rows == [1, 0, *range(2, 10)]
+
+
+def test_two_classes_of_one_name_have_no_one_order(tmp_path: Path) -> None:
+    save_timm(tmp_path / "a", timm_model(0), label_names=["crane", "crane", *"cdefghij"])
+    save_timm(tmp_path / "b", timm_model(1), label_names=["c", "crane", "crane", *"defghij"])
+    experts = in_one_order([load_expert(str(tmp_path / name)) for name in "ab"])
+    with pytest.raises(InputError, match="several have one name: tell them apart"):
+        check_alignment(experts)
+
+
+def test_a_network_whose_rows_are_not_its_classes_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 4), nn.LogSoftmax(1))
+    network = Expert.from_module(
+        model,
+        name="odd",
+        num_classes=4,
+        preprocessing=lambda image: torch.ones(3, 2, 2) * image.size[0] / 300,
+    )
+    with pytest.raises(InputError, match=r"'odd' numbers .* its head cannot be found"):
+        head_tensors(network, [1, 0, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "resnetv2_50", "levit_128s"])
+def test_the_head_is_found_whatever_it_is_called(name: str) -> None:
+    model = randomise(timm.create_model(name, num_classes=10), 0, 0.02)
+    expert = Expert.from_module(model, name=name)
+    declared = model.pretrained_cfg["classifier"]
+    declared = [declared] if isinstance(declared, str) else list(declared)
+    expected = {f"{module}.{kind}" for module in declared for kind in ("weight", "bias")}
+    assert set(head_tensors(expert, list(range(9, -1, -1)))) == expected

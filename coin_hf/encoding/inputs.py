@@ -11,6 +11,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import in_one_order
+from coin_hf.experts.trial import check_runs
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.records.coin import CoinRecord
@@ -40,6 +41,8 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
             )
             for block in recipe.experts
         ]
+    for expert in loaded:
+        check_runs(expert)
     experts = in_one_order(loaded)
     check_alignment(experts)
     differing = differing_statistics(experts)

@@ -1,6 +1,7 @@
 """Build a coded model's config.json from those of its experts, without any network."""
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,14 +105,31 @@ def names_in(config: Mapping[str, Any], library: str, num_classes: int) -> Names
         num_classes: K.
 
     Returns:
-        K names, or None if it has none of its own.
+        K names, or None if it has none of its own. Names of other classes than its K are left out
+        with a warning; a class without a name is called LABEL_k, as transformers does.
     """
     if library == "timm":
-        labels = config.get("label_names")
-        if not isinstance(labels, list) or len(labels) != num_classes:
-            return None
-        return tuple(map(str, labels))
+        return _timm_names(config.get("label_names"), num_classes)
     by_number = config.get("id2label") or {}
     names = tuple(str(by_number.get(str(i), f"LABEL_{i}")) for i in range(num_classes))
     generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return None if generic else names
+
+
+def _timm_names(labels: Any, num_classes: int) -> Names | None:
+    """Read timm's `label_names`: a list of K names, or a mapping from class numbers to names."""
+    if not labels:
+        return None
+    known = labels if isinstance(labels, Mapping) else {}
+    if isinstance(labels, list):
+        known = {str(number): name for number, name in enumerate(labels)}
+    numbers = [str(number) for number in range(num_classes)]
+    if not known.keys() <= set(numbers) or (isinstance(labels, list) and len(known) < num_classes):
+        warnings.warn(
+            f"`label_names` in config.json are not the names of its {num_classes} classes (it has "
+            f"{len(labels) if isinstance(labels, list | dict) else 1}), and are left out: classes "
+            "are then known by number alone",
+            stacklevel=5,
+        )
+        return None
+    return tuple(str(known.get(number, f"LABEL_{number}")) for number in numbers)

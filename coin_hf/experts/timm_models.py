@@ -1,6 +1,7 @@
 """Build timm networks from config.json and model.safetensors, and save them."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
         f"expert '{name}': timm {timm.__version__} cannot build '{config['architecture']}'",
         "check config.json, or install a newer timm",
     ):
-        pretrained_cfg, architecture, model_args = load_model_config_from_path(folder)
+        pretrained_cfg, architecture, model_args = _timms_own_reading(config)
         model_args.pop("num_classes", None)  # given once, beside `architecture`
         for key in ("file", "source"):  # where it lies is no part of what it is
             pretrained_cfg.pop(key, None)
@@ -110,6 +111,19 @@ def write_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     state = {name: value.cpu().clone() for name, value in model.state_dict().items()}
     state = {name: value.contiguous() for name, value in state.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _timms_own_reading(config: dict[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Return pretrained_cfg, architecture and model_args as timm reads them from a folder.
+
+    transformers writes null for objects it has nothing to say in, on which timm fails.
+    """
+    filled = {key: {} if key in OBJECTS and value is None else value
+              for key, value in config.items()}  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(filled), encoding="utf-8")
+        read: tuple[dict[str, Any], str, dict[str, Any]] = load_model_config_from_path(folder)
+    return read
 
 
 def _check_object(config: dict[str, Any], key: str, name: str) -> None:

@@ -11,6 +11,7 @@ from coin_hf.encoding.pinning import pin_datasets
 from coin_hf.errors import InputError
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.experts.trial import check_runs
 from coin_hf.fisher import resolve_estimator
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
@@ -80,6 +81,7 @@ def make_fisher(
     run = RunContext(progress=progress)
     with run.main_first():
         expert = load_expert(model, revision=revision, name=name, device=run.device)
+    check_runs(expert)
     samples = draw(recipe, [expert], run)
     fitting, _ = samples.split(recipe.samples.held_out)
     found = compute_fisher(recipe, expert, fitting, run)

@@ -16,6 +16,7 @@ from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
 from coin_hf.experts.heads import in_one_order
+from coin_hf.experts.trial import check_runs
 from coin_hf.hub.client import fetch, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
 from coin_hf.recipe import Recipe
@@ -84,6 +85,7 @@ def join(
     coded = read_expert(
         folder, repo="", revision="", library="auto", device=None, name="coded model"
     )
+    check_runs(expert)
     expert = in_one_order([coded, expert])[1]
     check_alignment([coded, expert])
     if published is not None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.experts.trial import check_runs
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -371,3 +372,28 @@ class TestTransformersConfig:
         )
         assert "cannot load it as an image classifier" in message(folder)
         assert not flag.exists()
+
+
+def test_names_by_number_are_read_and_others_said_to_be_left_out(tmp_path: Path) -> None:
+    folder = save_timm(tmp_path / "e", timm_model(0))
+    configure(folder, label_names={"0": "zero", "9": "nine"})
+    gaps = ["zero", *(f"LABEL_{i}" for i in range(1, 9)), "nine"]
+    assert load_expert(str(folder)).label_names == tuple(gaps)
+    for names in (["a", "b"], {"10": "ten"}, list("abcdefghijk"), "abc"):
+        configure(folder, label_names=names)
+        with pytest.warns(UserWarning, match="are not the names of its 10 classes"):
+            assert load_expert(str(folder)).label_names is None
+
+
+def test_a_network_that_cannot_take_its_own_input_is_refused(tmp_path: Path) -> None:
+    model = timm_model(0, "vit_tiny_patch16_224", img_size=64)
+    arguments: Any = {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 64}}
+    check_runs(load_expert(str(save_timm(tmp_path / "fits", model, size=64, **arguments))))
+    with pytest.raises(InputError, match=r"cannot take the input of shape \(3, 32, 32\) that its"):
+        check_runs(load_expert(str(save_timm(tmp_path / "small", model, size=32, **arguments))))
+    model.half()
+    with torch.no_grad():
+        model.head.bias.fill_(6e4)
+        model.norm.bias.fill_(6e4)
+    with pytest.raises(InputError, match="gives logits that are not finite in torch.float16"):
+        check_runs(load_expert(str(save_timm(tmp_path / "huge", model, size=64, **arguments))))

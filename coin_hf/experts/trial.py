@@ -1,0 +1,42 @@
+"""Run a network once on the input that its preprocessing makes, before anything is computed."""
+
+import numpy as np
+import torch
+from PIL.Image import fromarray
+
+from coin_hf.errors import InputError, boundary
+from coin_hf.experts.expert import Expert
+from coin_hf.networks.inputs import fit_to
+from coin_hf.networks.logits import call
+
+
+@torch.no_grad()
+def check_runs(expert: Expert) -> None:
+    """Check that a network takes its own preprocessing's input and returns K finite logits.
+
+    Args:
+        expert: The expert; one image of noise is passed through.
+
+    Raises:
+        InputError: If it does not, such as where config.json says one size and its preprocessing
+            another.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (260, 300, 3), dtype=np.uint8)
+    x = fit_to(expert.preprocessing(fromarray(noise))[None], expert.model)
+    with boundary(
+        f"expert '{expert.name}' cannot take the input of shape {tuple(x.shape[1:])} that its "
+        "preprocessing makes",
+        "make the sizes and channels of its network and its preprocessing agree in its "
+        "configuration files",
+    ):
+        logits = call(expert.model, x)
+    if logits.shape != (1, expert.num_classes):
+        raise InputError(
+            f"expert '{expert.name}' returns {logits.shape[1]} logits, but its configuration says "
+            f"{expert.num_classes} classes: correct the number there"
+        )
+    if not logits.isfinite().all():
+        raise InputError(
+            f"expert '{expert.name}' gives logits that are not finite in {logits.dtype}, as its "
+            "weights are stored: save it in float32, or from before its training diverged"
+        )

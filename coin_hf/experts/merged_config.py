@@ -120,11 +120,13 @@ def _timm_names(labels: Any, num_classes: int) -> Names | None:
     """Read timm's `label_names`: a list of K names, or a mapping from class numbers to names."""
     if not labels:
         return None
-    known = labels if isinstance(labels, Mapping) else {}
-    if isinstance(labels, list):
-        known = {str(number): name for number, name in enumerate(labels)}
     numbers = [str(number) for number in range(num_classes)]
-    if not known.keys() <= set(numbers) or (isinstance(labels, list) and len(known) < num_classes):
+    if isinstance(labels, Mapping):
+        known, fits = labels, labels.keys() <= set(numbers)
+    else:
+        fits = isinstance(labels, list) and len(labels) == num_classes
+        known = dict(zip(numbers, labels, strict=True)) if fits else {}
+    if not fits:
         warnings.warn(
             f"`label_names` in config.json are not the names of its {num_classes} classes (it has "
             f"{len(labels) if isinstance(labels, list | dict) else 1}), and are left out: classes "

@@ -118,9 +118,6 @@ class TestLoading:
         names = [f"digit {i}" for i in range(10)]
         expert = save_timm(tmp_path / "named", timm_model(0), label_names=names)
         assert load_expert(str(expert)).label_names == tuple(names)
-        # Names of another number of classes name nothing.
-        odd = save_timm(tmp_path / "odd", timm_model(0), label_names=names[:5])
-        assert load_expert(str(odd)).label_names is None
 
     def test_class_names_of_transformers(self, copy: Callable[[str], Path]) -> None:
         folder = copy("transformers")
@@ -395,5 +392,5 @@ def test_a_network_that_cannot_take_its_own_input_is_refused(tmp_path: Path) -> 
     with torch.no_grad():
         model.head.bias.fill_(6e4)
         model.norm.bias.fill_(6e4)
-    with pytest.raises(InputError, match="gives logits that are not finite in torch.float16"):
+    with pytest.raises(InputError, match=r"logits that are not finite in torch\.float16"):
         check_runs(load_expert(str(save_timm(tmp_path / "huge", model, size=64, **arguments))))

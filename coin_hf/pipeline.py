@@ -74,13 +74,19 @@ def encode(
     _warn_of_chance(measurement, test_sets)
     coin = coin_record(encoded.recipe, experts, samples, calibration)
     spent = Run(
-        **machine(run),
+        **machine(run, experts),
         seconds={**seconds, **encoded.seconds},
         **encoded.cost(),
         versions=environment(),
     )
     result = result_record(
-        coin, experts, encoded.choice, measurement, spent, refinements=encoded.refinements
+        coin,
+        experts,
+        encoded.choice,
+        measurement,
+        spent,
+        refinements=encoded.refinements,
+        damaged=samples.damaged,
     )
     kept = encoded.fishers if recipe.fisher.save else None
     return CodedEnsemble(encoded.coded, code, coin, result, experts, kept)
@@ -127,9 +133,9 @@ def evaluate(
     changes = {
         "datasets": recipe.datasets,
         "evaluation": recipe.evaluation,
-        **measured(measurement),
+        **measured(measurement, _drawn_damaged(ensemble)),
         "calibration": calibration,
-        "run": Run(**machine(run), seconds=seconds, versions=environment()),
+        "run": Run(**machine(run, experts), seconds=seconds, versions=environment()),
     }
     return ensemble.result.model_copy(update=changes)
 
@@ -171,6 +177,14 @@ def _calibrate(ensemble: CodedEnsemble, run: RunContext) -> Calibration:
     recipe = ensemble.coin.recipe  # whatever data it is measured on now
     samples = draw_recorded(recipe, ensemble.coin, experts, run)
     return calibrate_on(EncodingContext(run, recipe, experts, samples), ensemble.coded_models)
+
+
+def _drawn_damaged(ensemble: CodedEnsemble) -> dict[str, int]:
+    """Return the recorded numbers of damaged rows that were left out of the samples."""
+    datasets = {key: ensemble.coin.datasets[key] for key in ensemble.coin.draws.values()}
+    pools = {f"{key}:{block.split}" for key, block in datasets.items()}
+    found = ensemble.result.damaged or {}
+    return {place: count for place, count in found.items() if place in pools}
 
 
 def _measure(

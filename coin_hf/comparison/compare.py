@@ -90,7 +90,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
         "summary": summary(ordered),
         "controls": controls(ordered[0]),
         "rows": ordered,
-        "run": {**machine(run), "versions": environment()},
+        "run": {**machine(run, experts), "versions": environment()},
     }
 
 

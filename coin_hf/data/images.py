@@ -1,29 +1,18 @@
 """Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
 
 from coin_hf.data.columns import cast_named, described, find_column
-from coin_hf.data.labels import class_numbers, match_classes
+from coin_hf.data.labels import Owner, class_numbers, rows_by_class
 from coin_hf.data.opening import Datasets, source
-from coin_hf.data.rows import UNKNOWN, Row, known, shuffled
+from coin_hf.data.rows import UNKNOWN, Row, known, shuffled, without_damaged
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
-
-
-class Owner(NamedTuple):
-    """The expert that a dataset belongs to, as far as labels are concerned."""
-
-    name: str
-    classes: Sequence[str] | None
-    """The names of its K classes, if it has any."""
-    rows: Sequence[int] | None = None
-    """The row of the logits for each of its classes; by default class k has row k."""
 
 
 class LabelledImages:
@@ -55,7 +44,7 @@ class LabelledImages:
         self.name, self.split, self.num_classes = name, split, num_classes
         datasets = datasets or Datasets()
         data = datasets.split(name, block, split)
-        self.source = source(block)
+        self.source, self.place = source(block), f"{name}:{split}"
         self.numbers = datasets.row_numbers(block, split)
         if data.features is None:
             raise InputError(
@@ -71,6 +60,9 @@ class LabelledImages:
                 f"dataset '{name}' has no image column, only {described(self.features)}: "
                 f"give a dataset with a column of type Image"
             )
+        self.skip_damaged = block.skip_damaged
+        self.damaged: set[int] = set()
+        """Positions of the rows that were left out because their images cannot be decoded."""
         self.mode = self.features[self.image_column].mode
         self.label_column = find_column(name, self.features, "label", block.label)
         self.kept = self._kept(block.labels)
@@ -80,7 +72,7 @@ class LabelledImages:
                 f"'{owner.name}' has no class names to match it with: give a column of class "
                 "numbers, or an expert whose config.json names its classes"
             )
-        self.classes = self._classes(block, owner)
+        self.rows = rows_by_class(name, self._names(), self.kept, block, owner)
         columns = [c for c in (self.image_column, self.label_column) if c]
         # Images are decoded only on use, and no other column is read.
         self.data = data.select_columns(columns).cast_column(self.image_column, Image(decode=False))
@@ -89,32 +81,6 @@ class LabelledImages:
     def count_classes(self) -> int:
         """How many classes the label filter lets pass."""
         return self.num_classes if self.kept is None else len(self.kept)
-
-    def _classes(self, block: DatasetBlock, owner: Owner | None) -> dict[int, int] | None:
-        """Return the row of the logits for each of the dataset's classes; None for the same."""
-        matched = self._matched(block, owner)
-        if owner is None or owner.rows is None:
-            return matched
-        if matched is None:
-            return dict(enumerate(owner.rows))
-        return {number: owner.rows[own] for number, own in matched.items()}
-
-    def _matched(self, block: DatasetBlock, owner: Owner | None) -> dict[int, int] | None:
-        """Return the expert's class for each of the dataset's; None where they are the same."""
-        names = self._names()
-        if owner is None or not names or not owner.classes or block.labels_by == "position":
-            return None
-        used = sorted(self.kept) if self.kept is not None else range(len(names))
-        known = [number for number in used if number < len(names)]
-        found = match_classes(self.name, names, known, owner.name, owner.classes, block.label_map)
-        if all(number == other for number, other in found.items()):
-            return None
-        warnings.warn(
-            f"dataset '{self.name}' numbers its classes in another order than expert "
-            f"'{owner.name}': they are matched by name",
-            stacklevel=6,
-        )
-        return found
 
     def _names(self) -> list[str]:
         """Return the names of the dataset's classes, if any."""
@@ -161,13 +127,19 @@ class LabelledImages:
         if isinstance(self.data, Dataset):
             positions = self._positions(self.data)
             available = len(positions)
-            rows = (
-                list(self._rows_at(rng.choice(positions, count, replace=False)))
-                if count <= available
-                else []
-            )
+            few = count > available
+            chosen = positions[:0] if few else rng.choice(positions, count, replace=False)
+            rows = self._readable(self._rows_at(chosen))
+            if len(rows) < count <= available:  # others in place of damaged ones
+                rest = rng.permutation(np.setdiff1d(positions, chosen))
+                found = (row for i in rest for row in self._readable(self._rows_at(np.array([i]))))
+                rows += islice(found, count - len(rows))
+                available = len(rows)
         else:
-            rows = list(islice(shuffled(self._stream(), rng), count))
+            stream = (
+                row for each in shuffled(self._stream(), rng) for row in self._readable([each])
+            )
+            rows = list(islice(stream, count))
             available = len(rows)
         if available < count:
             filtered = f" with the labels {sorted(self.kept)}" if self.kept is not None else ""
@@ -223,7 +195,7 @@ class LabelledImages:
             shard: This process's rank and the number of processes.
 
         Yields:
-            The batch's index and its rows.
+            The batch's index and its rows, without damaged ones if the recipe says so.
         """
         rank, world = shard
         if isinstance(self.data, Dataset):
@@ -233,16 +205,26 @@ class LabelledImages:
                 positions = np.sort(rng.choice(positions, limit, replace=False))
             starts = range(0, len(positions), batch_size)
             for number, start in list(enumerate(starts))[rank::world]:
-                yield number, list(self._rows_at(positions[start : start + batch_size]))
+                rows = self._readable(self._rows_at(positions[start : start + batch_size]))
+                if rows:
+                    yield number, rows
             return
-        rows = self._stream()
+        stream = self._stream()
         if limit is not None:
-            rows = islice(shuffled(rows, np.random.default_rng(list(seed))), limit)
+            stream = islice(shuffled(stream, np.random.default_rng(list(seed))), limit)
         number = 0
-        while batch := list(islice(rows, batch_size)):
-            if number % world == rank:
-                yield number, batch
+        while batch := list(islice(stream, batch_size)):
+            if number % world == rank and (rows := self._readable(batch)):
+                yield number, rows
             number += 1
+
+    def _readable(self, rows: Iterable[Row]) -> list[Row]:
+        """Leave out damaged rows if the recipe says so, and remember them."""
+        if not self.skip_damaged:
+            return list(rows)
+        sound, damaged = without_damaged(rows)
+        self.damaged |= damaged
+        return sound
 
     def _kept(self, wanted: Sequence[int | str] | None) -> set[int] | None:
         """Convert the label filter to class indices."""
@@ -289,7 +271,7 @@ class LabelledImages:
 
     def _class(self, label: int) -> int:
         """Translate a class number of the dataset to the row of the logits."""
-        return label if self.classes is None else self.classes.get(label, label)
+        return label if self.rows is None else self.rows.get(label, label)
 
     def _check_label(self, label: int, position: int) -> None:
         if not UNKNOWN <= self._class(label) < self.num_classes:

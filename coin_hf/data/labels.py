@@ -1,10 +1,12 @@
 """Match the classes of a dataset to an expert's, by name where both have names."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from coin_hf.errors import InputError
 from coin_hf.experts.heads import folded
+from coin_hf.recipe.blocks import DatasetBlock
 
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 """Names that `datasets` gives to the classes of an unlabelled `train/*.png, test/*.png`."""
@@ -22,6 +24,46 @@ def invented(names: Sequence[str]) -> bool:
         Whether all are names of splits.
     """
     return bool(names) and {name.casefold() for name in names} <= SPLITS
+
+
+class Owner(NamedTuple):
+    """The expert that a dataset belongs to, as far as labels are concerned."""
+
+    name: str
+    classes: Sequence[str] | None
+    """The names of its K classes, if it has any."""
+    rows: Sequence[int] | None = None
+    """The row of the logits for each of its classes; by default class k has row k."""
+
+
+def rows_by_class(
+    dataset: str,
+    names: Sequence[str],
+    kept: Collection[int] | None,
+    block: DatasetBlock,
+    owner: Owner | None,
+) -> dict[int, int] | None:
+    """Find the row of an expert's logits for each class of its dataset.
+
+    Args:
+        dataset: The dataset's name, for messages.
+        names: The names of its classes, if any.
+        kept: The classes that its label filter lets pass; None for all.
+        block: What the recipe says of it.
+        owner: Its expert, if known.
+
+    Returns:
+        Row by class; None where they are the same.
+
+    Raises:
+        InputError: If a class has no single partner.
+    """
+    matched = _matched(dataset, names, kept, block, owner)
+    if owner is None or owner.rows is None:
+        return matched
+    if matched is None:
+        return dict(enumerate(owner.rows))
+    return {number: owner.rows[own] for number, own in matched.items()}
 
 
 def match_classes(
@@ -102,6 +144,29 @@ def class_numbers(dataset: str, wanted: Sequence[int | str], names: Sequence[str
             )
         kept.add(names.index(label) if isinstance(label, str) else label)
     return kept
+
+
+def _matched(
+    dataset: str,
+    names: Sequence[str],
+    kept: Collection[int] | None,
+    block: DatasetBlock,
+    owner: Owner | None,
+) -> dict[int, int] | None:
+    """Return the expert's own class for each of the dataset's; None where they are the same."""
+    if owner is None or not names or not owner.classes or block.labels_by == "position":
+        return None
+    used = sorted(kept) if kept is not None else range(len(names))
+    known = [number for number in used if number < len(names)]
+    found = match_classes(dataset, names, known, owner.name, owner.classes, block.label_map)
+    if all(number == other for number, other in found.items()):
+        return None
+    warnings.warn(
+        f"dataset '{dataset}' numbers its classes in another order than expert '{owner.name}': "
+        "they are matched by name",
+        stacklevel=7,
+    )
+    return found
 
 
 def _partners(name: str, own: Sequence[str]) -> list[int]:

@@ -1,7 +1,8 @@
 """One row of a split: an image that is not decoded yet, and its label."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -31,6 +32,8 @@ class Row:
     """Its location, for messages."""
     mode: str | None = None
     """The mode that the dataset declares for its images, if any."""
+    decoded: PIL.Image.Image | None = None
+    """The image, where it was decoded to see whether it is damaged."""
 
     @property
     def image(self) -> PIL.Image.Image:
@@ -39,11 +42,15 @@ class Row:
         Raises:
             InputError: If there is none, or it cannot be decoded.
         """
+        if self.decoded is not None:
+            return self.decoded
         if self.encoded is None or set(self.encoded.values()) <= {None}:
-            raise InputError(f"{self.origin} holds no image: leave that row out of the dataset")
+            raise InputError(
+                f"{self.origin} holds no image: leave such rows out by `skip_damaged: true`"
+            )
         with boundary(
             f"the image in {self.origin} is damaged",
-            "download the dataset again, or leave that row out",
+            "download the dataset again, or leave such rows out by `skip_damaged: true`",
         ):
             return Image(mode=self.mode).decode_example(self.encoded)
 
@@ -102,6 +109,46 @@ def prepared_batch(rows: Sequence[Row], preprocessing: Callable[[PIL.Image.Image
                 "with a preprocessing that makes a fixed size (crop, or resize to height and width)"
             )
     return stack(inputs)
+
+
+def without_damaged(rows: Iterable[Row]) -> tuple[list[Row], set[int]]:
+    """Leave out rows whose images are missing or cannot be decoded.
+
+    Args:
+        rows: The rows.
+
+    Returns:
+        The other rows, decoded, in order; and the positions of those left out.
+    """
+    sound, damaged = [], set()
+    for row in rows:
+        try:
+            sound.append(replace(row, decoded=row.image))
+        except InputError:
+            damaged.add(row.position)
+    return sound, damaged
+
+
+def count_damaged(found: Iterable[tuple[str, Collection[int]]]) -> dict[str, int]:
+    """Count the damaged rows that were left out, with a warning for each split.
+
+    Args:
+        found: `dataset:split`, and the positions of its damaged rows; one may occur repeatedly.
+
+    Returns:
+        Rows by `dataset:split`, each counted once.
+    """
+    every: dict[str, set[int]] = {}
+    for place, positions in found:
+        if positions:
+            every.setdefault(place, set()).update(positions)
+    for place, positions in every.items():
+        warnings.warn(
+            f"{len(positions)} damaged or missing images of {place} are left out, as "
+            "`skip_damaged` says",
+            stacklevel=4,
+        )
+    return {place: len(positions) for place, positions in every.items()}
 
 
 def known(label: int | None) -> int:

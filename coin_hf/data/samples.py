@@ -1,13 +1,13 @@
 """Draw the P unlabelled samples: a seeded draw from each expert's own data, pooled."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from coin_hf.data.images import LabelledImages
-from coin_hf.data.rows import prepared_batch
+from coin_hf.data.rows import count_damaged, prepared_batch
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
 from coin_hf.networks.inputs import Inputs, count, take
@@ -26,6 +26,8 @@ class Samples:
     """The index of each input's draw, shape (P,): by default the expert's index."""
     rows: tuple[tuple[int, ...], ...]
     """The rows of each draw: positions in the dataset's split."""
+    damaged: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out of the draws because their images are damaged, by `dataset:split`."""
 
     def __len__(self) -> int:
         """Return P."""
@@ -67,6 +69,7 @@ class Samples:
             labels=None if self.labels is None else self.labels[kept],
             sources=self.sources[kept],
             rows=tuple(rows[part] for rows, part in zip(self.rows, parts, strict=True)),
+            damaged=self.damaged,
         )
 
 
@@ -101,4 +104,5 @@ def draw_samples(
         labels=None if None in labels else torch.tensor(labels),
         sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
         rows=tuple(tuple(row.position for row in rows) for rows in drawn),
+        damaged=count_damaged([(data.place, data.damaged) for data in datasets]),
     )

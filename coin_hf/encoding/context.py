@@ -1,5 +1,7 @@
 """Hold the state of one run: processes, device, recipe, experts and samples."""
 
+import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +20,32 @@ from coin_hf.networks.logits import logits_of
 from coin_hf.networks.processes import Processes
 from coin_hf.recipe import Recipe
 
+
+def unused_settings(accelerator: Accelerator) -> list[str]:
+    """List what a launcher's settings ask for and coding does not do.
+
+    Args:
+        accelerator: The run's.
+
+    Returns:
+        A phrase for each: mixed precision, a compiler, sharded networks, and processes that were
+        not started (`accelerate launch --cpu --num_processes 2` starts one unless by MPI).
+    """
+    asked = []
+    if accelerator.mixed_precision != "no":
+        asked.append(f"mixed precision in {accelerator.mixed_precision}")
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO")
+    if compiler.upper() != "NO":
+        asked.append(f"compiling by {compiler.lower()}")
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            asked.append(f"networks sharded by {name}")
+    alone = accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ
+    if alone and "MASTER_ADDR" in os.environ and "ACCELERATE_USE_CPU" in os.environ:
+        asked.append("several processes, but started one (start them by `torchrun`)")
+    return asked
+
+
 Theta = dict[str, Tensor]
 """Parameters of a network, or tensors of the same shapes, by name."""
 
@@ -30,6 +58,16 @@ class RunContext:
     progress: bool = False
     """Show bars on stderr, in the main process."""
     datasets: Datasets = field(default_factory=Datasets)
+
+    def __post_init__(self) -> None:
+        """Warn, in the main process, of what the launcher asks for and a run does not do."""
+        unused = unused_settings(self.accelerator)
+        if unused and self.processes.rank == 0:
+            warnings.warn(
+                f"the launcher asks for {', '.join(unused)}: not used, as coding computes in the "
+                "experts' own dtype, each network whole on its device; the result records what ran",
+                stacklevel=4,
+            )
 
     @property
     def processes(self) -> Processes:

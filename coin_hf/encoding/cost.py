@@ -1,7 +1,7 @@
 """Measure a step's cost: wall time, peak memory, and the machine it runs on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from coin_hf.encoding.context import RunContext
+from coin_hf.experts.expert import Expert
 
 
 @dataclass
@@ -74,15 +75,18 @@ def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = round(time.perf_counter() - start, 2)
 
 
-def machine(run: RunContext) -> dict[str, Any]:
-    """Describe the machine of a run.
+def machine(run: RunContext, experts: Sequence[Expert]) -> dict[str, Any]:
+    """Describe what a run ran on.
 
     Args:
         run: The run.
+        experts: The experts, in whose dtype all networks run.
 
     Returns:
-        `device` and `processes`, as `result.json` holds them.
+        `device`, `processes` and `precision`, as `result.json` holds them.
     """
     device = run.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "processes": run.processes.world}
+    dtypes = {value.dtype for value in experts[0].parameters.values()}
+    precision = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+    return {"device": name, "processes": run.processes.world, "precision": precision}

@@ -3,7 +3,8 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from coin_hf.data.images import LabelledImages, Owner
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.labels import Owner
 from coin_hf.data.opening import source
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.encoding.context import RunContext

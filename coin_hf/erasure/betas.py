@@ -49,6 +49,33 @@ def written(rows: Rows) -> list[float] | list[list[float]]:
     return list(rows[0]) if len(rows) == 1 else [list(row) for row in rows]
 
 
+ROUNDED = 1e-3
+"""Largest distance of a sum from 1 that is taken for rounding, as of 0.333, 0.333, 0.333."""
+EXACT = 1e-6
+"""Largest distance of a sum from 1 that needs no correction."""
+
+
+def normalised(betas: Betas) -> Betas | None:
+    """Divide rows of coding weights that sum to 1 but for rounding by their sums.
+
+    Args:
+        betas: Coding weights, shape (N,) or (M, N).
+
+    Returns:
+        The weights, each rounded row divided by its sum; None where no row needs it.
+    """
+    rows = rows_of(betas)
+    sums = [math.fsum(row) for row in rows]
+    if not any(EXACT < abs(total - 1) <= ROUNDED for total in sums):
+        return None
+    return written(
+        tuple(
+            tuple(beta / total for beta in row) if EXACT < abs(total - 1) <= ROUNDED else row
+            for row, total in zip(rows, sums, strict=True)
+        )
+    )
+
+
 def check_betas(betas: Betas, experts: int) -> None:
     """Check each row of coding weights against the number of experts.
 
@@ -75,5 +102,5 @@ def _check_row(name: str, betas: Sequence[float], experts: int) -> None:
         )
     if not all(math.isfinite(beta) and beta > 0 for beta in betas):
         raise ValueError(f"{name} must all be positive, got {shown}")
-    if abs(math.fsum(betas) - 1) > 1e-6:
+    if abs(math.fsum(betas) - 1) > EXACT:
         raise ValueError(f"{name} must sum to 1, but {shown} sum to {math.fsum(betas):.10g}")

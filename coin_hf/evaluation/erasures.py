@@ -1,16 +1,17 @@
 """Decode every erasure on the test sets, and score it against controls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from coin_hf.data.images import LabelledImages
-from coin_hf.data.rows import prepared_batch
+from coin_hf.data.rows import count_damaged, prepared_batch
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.patterns import erasure_patterns
+from coin_hf.errors import InputError
 from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.experts.preprocessing import Preprocessing
@@ -31,6 +32,8 @@ class Measurement:
     """Number of patterns measured and possible; above 256, a random subset is measured."""
     detections: list[Detection]
     """One entry for each expert; empty without a threshold."""
+    damaged: dict[str, int] = field(default_factory=dict)
+    """Test rows left out because their images are damaged, by `dataset:split`."""
 
 
 @torch.no_grad()
@@ -69,6 +72,9 @@ def evaluate_erasures(
 
     Returns:
         The measurement, the same in every process.
+
+    Raises:
+        InputError: If a test set has no image that can be decoded.
     """
     known = {} if known is None else known
     patterns, possible = erasure_patterns(len(experts), code.num_coded, seed=seed)
@@ -76,7 +82,7 @@ def evaluate_erasures(
     shard = (processes.rank, processes.world)
     names = list(experts)
     found: dict[tuple[int, ...], dict[int, Erasure]] = {pattern: {} for pattern in patterns}
-    detections = []
+    detections, damaged = [], []
     for i, (name, test_set) in enumerate(zip(experts, test_sets, strict=True)):
         mine = [pattern for pattern in patterns if i in pattern]
         parts: list[tuple[int, dict[Any, Tensor]]] = []
@@ -93,6 +99,12 @@ def evaluate_erasures(
             part["labels"] = torch.tensor([row.truth for row in rows])
             parts.append((number, part))
         parts = sorted(processes.gather(parts), key=lambda part: part[0])
+        damaged.append((test_set.place, processes.gather(sorted(test_set.damaged))))
+        if not parts:
+            raise InputError(
+                f"no image in the split '{test_set.split}' of dataset '{test_set.name}' can be "
+                "decoded: download it again"
+            )
         pooled = {key: torch.cat([p[key] for _, p in parts], dim=-1) for key in parts[0][1]}
         methods = (*coded, OUTPUT_AVERAGE, NO_CODED_MODEL)
         for pattern in mine:
@@ -102,7 +114,7 @@ def evaluate_erasures(
             detections.append(_detection(name, pooled))
     erasures = [erasure for each in found.values() for erasure in each.values()]
     counted = Patterns(measured=len(patterns), possible=possible)
-    return Measurement(erasures, counted, detections)
+    return Measurement(erasures, counted, detections, count_damaged(damaged))
 
 
 def _erasure(

@@ -100,6 +100,9 @@ class DatasetBlock(Block):
     default classes are matched by name where both sides have names."""
     label_map: dict[str, str] | None = Field(default=None, min_length=1)
     """Class names of the dataset and the expert's names for them, where these differ."""
+    skip_damaged: bool = False
+    """Leave out rows whose images cannot be decoded, and count them in the result; by default the
+    run stops with a sentence that names the row."""
     streaming: bool = False
     """Stream the rows instead of downloading the split first."""
 

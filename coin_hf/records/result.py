@@ -36,6 +36,9 @@ class Run(Record):
 
     device: str
     processes: int
+    """The number that ran."""
+    precision: str | None = None
+    """The experts' dtype, in which all networks ran."""
     seconds: dict[str, float]
     """Wall time by step."""
     passes: Passes | None = None
@@ -63,6 +66,8 @@ class ResultRecord(Settings):
     """Percent by method, over the single erasures; None if an expert was never right."""
     mean_nda_several: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """The same by number of experts missing at once, from 2."""
+    damaged: dict[str, int] | None = None
+    """Rows left out because their images cannot be decoded, by `dataset:split`; None if none."""
     detection: list[Detection] = Field(default_factory=list)
     calibration: Calibration | None = None
     run: Run

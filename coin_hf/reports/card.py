@@ -163,6 +163,7 @@ def _measurements(result: ResultRecord) -> str:
 `coin-hf recode`; no accuracy is known until `coin-hf evaluate FOLDER --save` is run on them."""
     run = result.run
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    precision = f", {run.precision}" if run.precision else ""
     return f"""NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
 `{result.evaluation.split}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
 distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
@@ -171,8 +172,15 @@ average (100 by construction); *no coded model* takes the other experts' answer 
 {table(result, "markdown")}
 
 ![Normalized decoding accuracy by missing expert and method]({FIGURE})
-{_detection(result)}
-Run on {run.device}, {run.processes} process(es); {versions}. All numbers are rendered from `result.json`."""
+{_detection(result)}{_left_out(result)}
+Run on {run.device}, {run.processes} process(es){precision}; {versions}. All numbers are rendered from `result.json`."""
+
+
+def _left_out(result: ResultRecord) -> str:
+    if not result.damaged:
+        return ""
+    counts = ", ".join(f"{count} of {place}" for place, count in result.damaged.items())
+    return f"\nImages that cannot be decoded were left out (`skip_damaged`): {counts}.\n"
 
 
 def _detection(result: ResultRecord) -> str:

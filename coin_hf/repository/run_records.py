@@ -1,6 +1,7 @@
 """Build coin.json and result.json from a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from coin_hf.recipe import Recipe
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from coin_hf.data.samples import Samples
     from coin_hf.evaluation.erasures import Measurement
     from coin_hf.experts.expert import Expert
+
+EMPTY: Mapping[str, int] = MappingProxyType({})
 
 
 def coin_record(
@@ -91,6 +94,7 @@ def result_record(
     run: Run,
     *,
     refinements: Sequence[Refinement] = (),
+    damaged: Mapping[str, int] = EMPTY,
 ) -> Result:
     """Build the content of `result.json`: every number of a run, and what it was measured on.
 
@@ -101,6 +105,7 @@ def result_record(
         measurement: The measurements.
         run: Its machine, cost and versions.
         refinements: The outcome of each step of `refine`.
+        damaged: Damaged rows left out of the samples, by `dataset:split`.
 
     Returns:
         The record; folders are absolute paths.
@@ -121,20 +126,21 @@ def result_record(
                 for entry, expert in zip(said["experts"], experts, strict=True)
             ],
             "samples": {**said["samples"], "count": count},
-            **measured(measurement),
+            **measured(measurement, damaged),
             "run": run,
         }
     )
 
 
-def measured(measurement: "Measurement | None") -> dict[str, Any]:
+def measured(measurement: "Measurement | None", drawn: Mapping[str, int] = EMPTY) -> dict[str, Any]:
     """Return the fields of a result that hold measurements.
 
     Args:
         measurement: The measurements; None if nothing was measured.
+        drawn: Damaged rows left out of the samples, by `dataset:split`.
 
     Returns:
-        `erasures`, `patterns`, `mean_nda`, `mean_nda_several` and `detection`.
+        `erasures`, `patterns`, `mean_nda`, `mean_nda_several`, `detection` and `damaged`.
     """
     if measurement is None:
         return {
@@ -143,6 +149,7 @@ def measured(measurement: "Measurement | None") -> dict[str, Any]:
             "mean_nda": {},
             "mean_nda_several": {},
             "detection": [],
+            "damaged": None,
         }
     means = mean_nda(measurement.erasures)
     return {
@@ -151,6 +158,7 @@ def measured(measurement: "Measurement | None") -> dict[str, Any]:
         "mean_nda": means.pop(1),
         "mean_nda_several": {str(size): found for size, found in means.items()},
         "detection": measurement.detections,
+        "damaged": {**drawn, **measurement.damaged} or None,
     }
 
 

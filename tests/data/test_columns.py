@@ -9,7 +9,8 @@ import pytest
 from PIL.Image import Image, new
 
 from coin_hf import InputError
-from coin_hf.data.images import LabelledImages, Owner
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.labels import Owner
 from coin_hf.recipe.blocks import DatasetBlock
 
 GREYS = (10, 120, 230)

@@ -343,14 +343,15 @@ class TestDamage:
         for i, reason in ((1, "image file is truncated"), (2, "cannot identify image file")):
             assert message(lambda i=i: rows[i].image) == (  # type: ignore[misc]
                 f"the image in row {i} of the split 'train' of dataset 'mine' is damaged "
-                f"({reason}): download the dataset again, or leave that row out"
+                f"({reason}): download the dataset again, or leave such rows out by "
+                "`skip_damaged: true`"
             )
         assert "row 3 of the split 'train' of dataset 'mine' is damaged" in message(
             lambda: rows[3].image
         )
         assert message(lambda: rows[4].image) == (
-            "row 4 of the split 'train' of dataset 'mine' holds no image: leave that row out of "
-            "the dataset"
+            "row 4 of the split 'train' of dataset 'mine' holds no image: leave such rows out by "
+            "`skip_damaged: true`"
         )
 
     def test_a_damaged_file_in_a_folder_of_images(self, image_folder: Path, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from builders import digits, fit_classifier, recipe_dict, save_digits, save_timm
 from safetensors.torch import load_file, save_file
 
 from coin_hf import CodedEnsemble, InputError, Recipe, encode, evaluate, load_expert, recode
-from coin_hf.data.images import LabelledImages, Owner
-from coin_hf.data.labels import invented, match_classes
+from coin_hf.data.images import LabelledImages
+from coin_hf.data.labels import Owner, invented, match_classes
 from coin_hf.recipe.blocks import DatasetBlock
 from coin_hf.recoding.changes import Newcomer
 from coin_hf.recoding.expert_fisher import make_fisher

@@ -86,6 +86,23 @@ def test_the_same_model_and_numbers_in_any_number_of_processes(
     assert sum(erasure["points"] for erasure in result["erasures"]) == 100
 
 
+def test_what_the_launcher_asks_for_and_a_run_does_not_do_is_said(
+    world: Path, tmp_path: Path, alone: Path
+) -> None:
+    asking = [*ACCELERATE[:2], "--num_processes=2", "--mixed_precision=bf16", "-m"]
+    recipe = write(tmp_path, world, evaluation={"batch_size": 16})
+    done = launch(asking, recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stderr.count("the launcher asks for mixed precision in bf16, several processes") == 1
+    )
+    run = json.loads(done.stdout)["run"]
+    assert (run["processes"], run["precision"], run["device"]) == (1, "float32", "cpu")
+    expected = load_file(alone / "model.safetensors")
+    found = load_file(tmp_path / "coded" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_process_leaves_the_group_before_it_ends(world: Path, tmp_path: Path) -> None:
     """Left to the end of the interpreter, the group's threads made it abort now and then."""
     program = tmp_path / "program.py"

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from coin_hf.erasure.betas import rows_of
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.yaml_file import _Loader
@@ -493,3 +494,25 @@ class TestSchema:
 
         walk(self.schema)
         assert len(set(found)) == 13
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ([0.333, 0.333, 0.333], [1 / 3, 1 / 3, 1 / 3]),
+        ([[0.5, 0.25, 0.25], [0.1666, 0.3334, 0.4999]], None),
+    ],
+)
+def test_betas_that_were_rounded_are_normalised_with_a_word(given: Any, made: Any) -> None:
+    data: Data = {"betas": given}
+    data["experts"] = [{"model": f"me/{i}", "dataset": "d"} for i in range(3)]
+    data["datasets"] = {"d": {"path": "me/d"}}
+    with pytest.warns(UserWarning, match="sum to 1 but for rounding"):
+        recipe = Recipe.from_dict(data)
+    rows = rows_of(recipe.coding_weights)
+    assert all(abs(sum(row) - 1) < 1e-15 for row in rows)
+    if made is not None:
+        assert rows == (pytest.approx(tuple(made)),)
+    else:
+        assert rows[0] == (0.5, 0.25, 0.25)  # a row that is exact stays as it is
+    assert Recipe.from_dict(recipe.dump()).dump() == recipe.dump()  # and says nothing

@@ -44,7 +44,7 @@ class Datasets:
             cause = error.__cause__ or error
             raise InputError(
                 f"dataset '{name}' ({block.path}, split '{split}') cannot be opened: "
-                f"{reason_of(cause)}"
+                f"{reason_of(cause)}{_pattern(block.path)}"
             ) from error
 
     def row_numbers(self, block: DatasetBlock, split: str) -> np.ndarray | None:
@@ -85,6 +85,14 @@ class Datasets:
         if key not in self._sources:
             self._sources[key] = _prepared(block)
         return self._sources[key]
+
+
+def _pattern(path: str) -> str:
+    """Say that a folder's name is the cause, where `datasets` takes it for something else."""
+    found = next((sign for sign in ("[", "::") if sign in path), None)
+    if found is None or local_folder(path) is None:
+        return ""
+    return f"; `datasets` cannot read below a folder with '{found}' in its name: rename it"
 
 
 def _lengths(source: Any) -> dict[str, int]:

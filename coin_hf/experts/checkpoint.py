@@ -16,6 +16,19 @@ from yaml import YAMLError
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
 
+ADAPTER = "a PEFT adapter: merge it with `merge_and_unload()` and save the result"
+OTHERS = {
+    "adapter_config.json": ADAPTER,
+    "adapter_model.safetensors": ADAPTER,
+    "open_clip_config.json": "an OpenCLIP model: fine-tune a classifier from it with timm",
+    ".onnx": "an ONNX export: give the checkpoint that it was exported from",
+    ".h5": "TensorFlow weights: give the PyTorch checkpoint, saved by `save_pretrained`",
+    ".msgpack": "Flax weights: give the PyTorch checkpoint, saved by `save_pretrained`",
+    ".gguf": "quantised GGUF weights, which cannot be averaged: give the checkpoint before it",
+    ".ckpt": "a training framework's checkpoint: load it there, and save the network alone",
+    ".tar": "a training framework's checkpoint: load it there, and save the network alone",
+}
+"""What a folder without safetensors may hold, by file name or suffix, and the way out."""
 PICKLES = (".bin", ".pt", ".pth")
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that git left in place of a large one."""
@@ -50,9 +63,8 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(
-            f"expert '{name}' has no config.json: give a timm or transformers checkpoint"
-        ) from error
+        held = _other(folder) or "no config.json: give a timm or transformers checkpoint"
+        raise InputError(f"expert '{name}' holds {held}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
             f"expert '{name}': config.json is not JSON ({error}): download it again"
@@ -74,6 +86,8 @@ def check_weights(folder: Path, name: str) -> None:
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
+        if other := _other(folder):
+            raise InputError(f"expert '{name}' holds no safetensors, but {other}")
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         held = f"only pickles ({', '.join(pickles)})" if pickles else "no model.safetensors"
         raise InputError(
@@ -95,6 +109,12 @@ def check_weights(folder: Path, name: str) -> None:
                 else f"expert '{name}': {file.name} is damaged or cut short ({error}): "
                 "download or save it again"
             ) from error
+
+
+def _other(folder: Path) -> str | None:
+    """Say what a folder holds in place of a checkpoint, if it is something known."""
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return next((what for kind, what in OTHERS.items() for f in files if f.endswith(kind)), None)
 
 
 def license_of(folder: Path) -> str | None:

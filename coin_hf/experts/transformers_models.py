@@ -1,5 +1,7 @@
 """Load transformers image classifiers with the library's own classes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from coin_hf.errors import InputError, boundary
-from coin_hf.experts.checkpoint import Built, function_of, known_channels, listed
+from coin_hf.experts.checkpoint import ADAPTER, Built, function_of, known_channels, listed
 from coin_hf.experts.preprocessing import transformers_preprocessing
 
 FLOATING = {
@@ -38,10 +40,13 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
     from transformers import AutoModelForImageClassification
 
     _check_supported(folder, config, name)
-    with boundary(
-        f"expert '{name}': transformers cannot load it as an image classifier",
-        "give a checkpoint saved by `save_pretrained`, fine-tuned for image classification",
-    ):
+    with (
+        boundary(
+            f"expert '{name}': transformers cannot load it as an image classifier",
+            "give a checkpoint saved by `save_pretrained`, fine-tuned for image classification",
+        ),
+        _quiet(),
+    ):  # its report of what does not fit is our sentence
         model, loading = AutoModelForImageClassification.from_pretrained(
             folder,
             local_files_only=True,
@@ -109,10 +114,20 @@ def _check_supported(folder: Path, config: dict[str, Any], name: str) -> None:
             "averaged; give the checkpoint from before quantisation"
         )
     if (folder / "adapter_config.json").is_file():
-        raise InputError(
-            f"expert '{name}' is a PEFT adapter beside its base model: merge it with "
-            "`merge_and_unload()` and save the result"
-        )
+        raise InputError(f"expert '{name}' holds a base model and {ADAPTER}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the loader's log."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

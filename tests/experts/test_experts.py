@@ -247,7 +247,7 @@ class TestDamage:
         folder = copy(library)
         (folder / "config.json").unlink()
         assert message(folder) == (
-            "expert 'bad' has no config.json: give a timm or transformers checkpoint"
+            "expert 'bad' holds no config.json: give a timm or transformers checkpoint"
         )
 
     @pytest.mark.parametrize(

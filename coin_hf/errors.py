@@ -1,8 +1,13 @@
 """The error for wrong input, with a message that says how to fix it."""
 
 import re
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother, _BRIEF.maxlong = 3, 100, 100, 40
 
 
 class InputError(ValueError):
@@ -51,3 +56,16 @@ def reason_of(error: BaseException) -> str:
     """
     said = re.sub(r" <[^<>]* object at 0x[0-9a-f]+>", "", " ".join(str(error).split()))
     return said[:300] or type(error).__name__
+
+
+def shown(value: Any) -> str:
+    """Show a value of a user's file in a message, whatever its size.
+
+    Args:
+        value: Plain data.
+
+    Returns:
+        Its `repr`, long strings and lists cut; of bounded work too, as where one list holds
+        another many times.
+    """
+    return _BRIEF.repr(value)

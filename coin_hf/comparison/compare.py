@@ -1,5 +1,6 @@
 """Compare coders on the same experts, samples and test sets; finished rows are saved."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.experts.expert import Expert
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import Contender, FisherBlock
+from coin_hf.recipe.text_files import read_json
 from coin_hf.records.coin import FORMAT
 from coin_hf.repository.atomic import write_whole
 from coin_hf.repository.provenance import environment
@@ -77,7 +79,8 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
             continue
         rows[name] = contest.row(contender, per_expert, seed)
         if run.processes.rank == 0:
-            write_whole(folder / ROWS / name, json.dumps(rows[name], indent=2) + "\n")
+            kept = {"row": rows[name], "sha256": _hash(rows[name])}
+            write_whole(folder / ROWS / name, json.dumps(kept, indent=2) + "\n")
             if progress:
                 _tell(rows[name])
     ordered = [rows[_name(*entry)] for entry in _plan(recipe)]
@@ -251,10 +254,15 @@ def _kept(recipe: Recipe, folder: Path, run: RunContext) -> dict[str, Row]:
 
 
 def _read(file: Path) -> Row:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}): remove it, and resume") from error
+    kept = read_json(file, str(file), "remove it, and resume")
+    row: Row = kept.get("row", {})
+    if kept.get("sha256") != _hash(row):
+        raise InputError(f"{file} is not as it was written: remove it, and resume")
+    return row
+
+
+def _hash(row: Any) -> str:
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def _tell(row: Row) -> None:

@@ -62,6 +62,13 @@ def find_column(
         InputError: If the named column is of another type, or several columns could be meant.
     """
     kind = KINDS[what]
+    for column, feature in features.items():
+        names = getattr(feature, "names", None) or []
+        if isinstance(feature, ClassLabel) and not all(isinstance(each, str) for each in names):
+            raise InputError(
+                f"dataset '{name}' names the classes of '{column}' by something else than text: "
+                "correct its metadata"
+            )
     fitting = [
         column
         for column, feature in features.items()

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from coin_hf.errors import InputError, reason_of
-from coin_hf.hub.client import COMMIT, local_folder, sentences
+from coin_hf.hub.client import COMMIT, folder_revision, local_folder, sentences
 from coin_hf.recipe.blocks import DatasetBlock
 
 
@@ -119,11 +119,13 @@ def _prepared(block: DatasetBlock) -> Any:
     if folder is not None and _saved_to_disk(folder):
         saved = datasets.load_from_disk(str(folder))
         return saved if isinstance(saved, Mapping) else {str(saved.split or "train"): saved}
-    builder = datasets.load_dataset_builder(
-        block.path if folder is None else str(folder),
-        block.config,
-        revision=block.revision if folder is None else None,
-    )
+    if folder is None:
+        builder = datasets.load_dataset_builder(block.path, block.config, revision=block.revision)
+    else:
+        # A folder whose README lists its files is cached by their names alone: a changed file
+        # would be read as it was. The folder's hash keeps each content apart.
+        kept = Path(datasets.config.HF_DATASETS_CACHE, "coin-hf", folder_revision(folder)[7:23])
+        builder = datasets.load_dataset_builder(str(folder), block.config, cache_dir=str(kept))
     if not block.streaming:
         builder.download_and_prepare()
     return builder

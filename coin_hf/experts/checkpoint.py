@@ -1,6 +1,6 @@
 """Read and check a checkpoint's folder before a library builds its network."""
 
-import json
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,12 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import RepoCard
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import Preprocessing
+from coin_hf.hub.layout import CARD_FILE
+from coin_hf.networks.building import Bounded
+from coin_hf.recipe.text_files import read_json, read_text
 
 ADAPTER = "a PEFT adapter: merge it with `merge_and_unload()` and save the result"
 OTHERS = {
@@ -30,6 +32,8 @@ OTHERS = {
 }
 """What a folder without safetensors may hold, by file name or suffix, and the way out."""
 PICKLES = (".bin", ".pt", ".pth")
+LARGEST_CARD = 1 << 20
+"""Bytes of the largest card whose licence is read."""
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that git left in place of a large one."""
 
@@ -59,27 +63,23 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         InputError: If there is none, or it is not a JSON object.
     """
-    path = folder / "config.json"
+    what, way_out = f"expert '{name}': config.json", "download it again"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(folder / "config.json", what, way_out)
     except FileNotFoundError as error:
         held = _other(folder) or "no config.json: give a timm or transformers checkpoint"
         raise InputError(f"expert '{name}' holds {held}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"expert '{name}': config.json is not JSON ({error}): download it again"
-        ) from error
-    if not isinstance(config, dict):
-        raise InputError(f"expert '{name}': config.json must hold an object, got a list or value")
-    return config
 
 
-def check_weights(folder: Path, name: str) -> None:
+def check_weights(folder: Path, name: str) -> Bounded:
     """Refuse a folder without readable safetensors, before any library opens it.
 
     Args:
         folder: The checkpoint.
         name: The expert's name, for messages.
+
+    Returns:
+        Bounds for the network that these weights are loaded into.
 
     Raises:
         InputError: If it holds no safetensors, or one is damaged.
@@ -95,11 +95,16 @@ def check_weights(folder: Path, name: str) -> None:
             "run code; convert it at https://huggingface.co/spaces/safetensors/convert or with "
             "safetensors.torch.save_file(torch.load(..., weights_only=True), 'model.safetensors')"
         )
+    shapes: list[list[int]] = []
     for file in files:
+        if not file.is_file():
+            raise InputError(
+                f"expert '{name}': {file.name} is no file, or a link to none: put the weights there"
+            )
         try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
+            with safe_open(file, framework="pt") as weights:
+                shapes += [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
             with file.open("rb") as stream:
                 pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
             raise InputError(
@@ -109,6 +114,7 @@ def check_weights(folder: Path, name: str) -> None:
                 else f"expert '{name}': {file.name} is damaged or cut short ({error}): "
                 "download or save it again"
             ) from error
+    return Bounded(parameters=len(shapes), elements=sum(map(math.prod, shapes)))
 
 
 def _other(folder: Path) -> str | None:
@@ -126,15 +132,13 @@ def license_of(folder: Path) -> str | None:
     Returns:
         The licence; None if there is no card or it declares none.
     """
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
     try:
-        data = RepoCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (ValueError, YAMLError):
-        return None  # a card that is not valid YAML declares nothing
-    license_name = ModelCardData(**data.to_dict(), ignore_metadata_errors=True).license
-    return license_name if isinstance(license_name, str) else None
+        text = read_text(folder / CARD_FILE, "the card", "", largest=LARGEST_CARD)
+        data = RepoCard(text, ignore_metadata_errors=True).data
+        declared = ModelCardData(**data.to_dict(), ignore_metadata_errors=True).license
+    except Exception:
+        return None  # a card that the Hub's own reader cannot read declares nothing
+    return declared if isinstance(declared, str) else None
 
 
 def function_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -262,9 +262,9 @@ def read_expert(
     config = nested(read_config(folder, name))
     if library == "auto":
         library = "timm" if "architecture" in config else "transformers"
-    check_weights(folder, name)
+    bounds = check_weights(folder, name)
     build = timm_models.build_timm if library == "timm" else transformers_models.build_transformers
-    with torch.random.fork_rng(devices=[]):  # building draws random initial weights
+    with torch.random.fork_rng(devices=[]), bounds:  # building draws random initial weights
         built = build(folder, config, name)
     expert = Expert._of(built, name, repo, revision, library, config, license_of(folder))
     expert.model.requires_grad_(False)

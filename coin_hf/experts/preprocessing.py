@@ -13,6 +13,9 @@ from torch import Tensor
 
 from coin_hf.errors import InputError, boundary
 
+NARROWEST = 1000
+"""Largest ratio of an image's sides: resizing its shorter side enlarges the longer one alike."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -42,6 +45,11 @@ class Preprocessing:
             InputError: If its pixels have no defined scale (32 bits), or the library's own
                 preprocessing fails on it.
         """
+        if max(image.size) > NARROWEST * min(image.size):
+            raise InputError(
+                f"an image of {image.width} x {image.height} pixels is too narrow to be resized: "
+                "its header is damaged, or it is no picture"
+            )
         what = f"an image of mode {image.mode} and size {image.size} cannot be preprocessed"
         with boundary(what, "check its metadata, and the expert's `mean`, `std` and size"):
             upright = eight_bits(exif_transpose(image))

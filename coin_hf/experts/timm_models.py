@@ -11,18 +11,43 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from coin_hf.errors import InputError, boundary
+from coin_hf.errors import InputError, boundary, shown
 from coin_hf.experts.checkpoint import (
     Built,
     differences,
     function_of,
     known_channels,
+    listed,
     without_prefix,
 )
 from coin_hf.experts.merged_config import names_in
 from coin_hf.experts.preprocessing import timm_preprocessing
 from coin_hf.networks.building import Unfilled
 
+ARGUMENTS = {
+    "act_layer", "always_partition", "aa_layer", "attn_drop_rate", "attn_layer", "attn_pool",
+    "avg_down", "base_width", "block_args", "bottle_ratio", "cardinality", "channels",
+    "class_token", "conv_bias", "conv_mlp", "depth", "depths", "dims", "distilled",
+    "drop_block_rate", "drop_path_rate", "drop_rate", "dynamic_img_pad", "dynamic_img_size",
+    "embed_dim", "embed_dims", "expand_ratio", "final_norm", "fc_norm", "global_pool", "groups",
+    "growth_rate", "head_bias", "head_conv_bias", "head_dim", "head_hidden_size",
+    "head_init_scale", "head_norm", "head_norm_first", "img_size", "in_chans", "init_values",
+    "kernel_size", "kernel_sizes", "layer_scale", "layer_scale_init_value", "layers",
+    "ls_init_value", "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_eps", "norm_layer",
+    "num_blocks", "num_classes", "num_features", "num_heads", "num_reg_tokens",
+    "output_stride", "pad_type", "patch_drop_rate", "patch_norm", "patch_size", "pool_size",
+    "pos_drop_rate", "pos_embed", "pre_norm", "pretrained_window_sizes", "proj_bias",
+    "proj_drop_rate", "qk_norm", "qkv_bias", "reduction", "reg_tokens", "rel_pos_type",
+    "rope_temperature", "rope_type", "round_limit", "se_layer", "sep_pos_embed", "sr_ratios",
+    "stem_chs", "stem_kernel_size", "stem_size", "stem_stride", "stem_type", "stem_width",
+    "strict_img_size", "use_abs_pos", "use_abs_pos_emb", "use_fc_norm", "use_grn", "use_rel_pos",
+    "use_rel_pos_bias", "use_rot_pos_emb", "use_shared_rel_pos_bias", "width", "widths",
+    "window_ratio", "window_size",
+}  # fmt: skip
+"""Arguments of timm's networks that config.json may give: what changes the network. Others of
+`timm.create_model` read files, download, or change what is returned."""
+LARGEST_NUMBER = 1 << 24
+"""Largest number among these arguments: no width, depth or image size is larger."""
 OBJECTS = ("model_args", "pretrained_cfg")
 """Keys of config.json that hold objects."""
 
@@ -46,9 +71,11 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
     if not isinstance(config.get("architecture"), str):
         raise InputError(
             f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
-            f"(got {config.get('architecture')!r}): save it with timm's `save_for_hf`, or set "
+            f"(got {shown(config.get('architecture'))}): save it with timm's `save_for_hf`, or set "
             "`library`"
         )
+    _check_architecture(config["architecture"], name)
+    _check_arguments(config.get("model_args") or {}, name)
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
     with boundary(
@@ -130,8 +157,39 @@ def _check_object(config: dict[str, Any], key: str, name: str) -> None:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise InputError(
-            f"expert '{name}': `{key}` in config.json must be an object, got {value!r}"
+            f"expert '{name}': `{key}` in config.json must be an object, got {shown(value)}"
         )
+
+
+def _check_architecture(architecture: str, name: str) -> None:
+    """Refuse what timm's registry does not hold: names of folders or of repositories."""
+    plain, _ = timm.models.split_model_name_tag(architecture)
+    if not architecture.isprintable() or not timm.is_model(plain):
+        raise InputError(
+            f"expert '{name}': timm {timm.__version__} has no architecture {shown(architecture)}: "
+            "check config.json, or install a newer timm"
+        )
+
+
+def _check_arguments(arguments: dict[str, Any], name: str) -> None:
+    """Refuse arguments of timm's networks that do more than change the network."""
+    unknown = sorted(arguments.keys() - ARGUMENTS)
+    if unknown:
+        raise InputError(
+            f"expert '{name}': `model_args` in config.json gives {listed([*map(repr, unknown)])}, "
+            "which a repository may not set: take them out, or build the network yourself for "
+            "`Expert.from_module`"
+        )
+    level = list(arguments.values())
+    while level:
+        wrong = [v for v in level if isinstance(v, int | float) and not abs(v) <= LARGEST_NUMBER]
+        if wrong:
+            raise InputError(
+                f"expert '{name}': `model_args` in config.json holds the number {wrong[0]:.3g}, "
+                f"above {LARGEST_NUMBER:,}: correct it"
+            )
+        inner = [v for v in level if isinstance(v, dict | list)]
+        level = [v for each in inner for v in (each.values() if isinstance(each, dict) else each)]
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], name: str) -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, shown
 
 RepoType = Literal["model", "dataset"]
 
@@ -40,7 +40,7 @@ def local_folder(path: str) -> Path | None:
     if folder.is_file():
         raise InputError(f"{path} is a file: give the folder that holds it")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
-        raise InputError(f"there is no folder {path!r}: give an existing folder or a Hub id")
+        raise InputError(f"there is no folder {shown(path)}: give an existing folder or a Hub id")
     return None
 
 

@@ -1,9 +1,13 @@
-"""Build a network without random initialisation, for weights that are loaded afterwards."""
+"""Build a network whose weights are loaded afterwards: without drawing them, and within bounds."""
 
+import math
+import threading
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 FILLING = {
@@ -39,3 +43,83 @@ class Unfilled(TorchFunctionMode):
             if isinstance(filled, nn.Parameter):
                 return filled
         return func(*args, **kwargs)
+
+
+SHAPED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full, torch.eye}
+"""Factories whose first arguments are the result's size."""
+RANGED = {torch.arange, torch.linspace, torch.logspace}
+"""Factories of one axis, no longer than their largest argument."""
+
+
+class TooLargeError(ValueError):
+    """A network that is being built exceeds its bounds."""
+
+
+class Bounded(TorchFunctionMode):
+    """Stops the building of a network that is far larger than the weights it is built for.
+
+    A small file can describe a network of any width and depth: it is refused while it is built,
+    before memory or time are spent. Counted are parameters and their elements as they are
+    registered, and the size of every tensor before it is made. Other threads are not bounded.
+
+    Example:
+        with Bounded(parameters=161, elements=25_600_000):  # those of the file
+            model = timm.create_model("resnet50")
+    """
+
+    def __init__(self, *, parameters: int, elements: int) -> None:
+        """Set the bounds well above what the weights need, so that mistakes are told by name.
+
+        Args:
+            parameters: Number of tensors of the weights.
+            elements: Number of their elements.
+        """
+        super().__init__()
+        self.parameters, self.elements = 4 * parameters + 1000, 4 * elements + (1 << 27)
+        self.seen, self.total = 0, 0
+        self.thread = threading.get_ident()
+
+    def __enter__(self) -> "Bounded":
+        """Begin to count."""
+        self.hook = register_module_parameter_registration_hook(self._registered)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Stop counting."""
+        super().__exit__(*error)
+        self.hook.remove()
+
+    def _registered(self, module: nn.Module, name: str, value: Any) -> None:
+        if value is None or threading.get_ident() != self.thread:
+            return
+        self.seen += 1
+        self.total += value.numel()
+        if self.seen > self.parameters or self.total > self.elements:
+            raise TooLargeError("the network is far larger than its weights")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse to make a tensor that no network of these bounds has."""
+        kwargs = kwargs or {}
+        if self._size(func, args, kwargs) > self.elements:
+            raise TooLargeError("a tensor of the network is far larger than its weights")
+        return func(*args, **kwargs)
+
+    def _size(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+        """Return the number of elements of a factory's result, or of arguments broadcast."""
+        given = [*args, *(kwargs[key] for key in ("size", "end", "steps") if key in kwargs)]
+        if func in SHAPED:
+            shape = given[0] if given and isinstance(given[0], list | tuple) else given
+            sides = [side for side in shape if isinstance(side, int)]
+            return math.prod(sides) * (sides[0] if func is torch.eye and len(sides) == 1 else 1)
+        if func in RANGED:
+            return int(max((abs(n) for n in given if isinstance(n, int | float)), default=0))
+        shapes = [each.shape for each in args if isinstance(each, Tensor)]
+        if len(shapes) < 2:
+            return 0
+        try:
+            return math.prod(torch.broadcast_shapes(*shapes))
+        except RuntimeError:  # of other shapes, as of a product
+            return 0

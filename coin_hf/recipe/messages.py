@@ -7,6 +7,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from coin_hf.errors import shown
 from coin_hf.recipe.blocks import Block
 
 
@@ -42,7 +43,7 @@ def sentences(error: ValidationError, data: Any, model: type[Block]) -> Iterator
             expected.append(_expected(finding))
     for place, (expected, got) in values.items():
         which = f"'{place}'" if place else "the whole"
-        yield f"{which}: expected {' or '.join(expected)}, got {got!r}"
+        yield f"{which}: expected {' or '.join(expected)}, got {shown(got)}"
 
 
 def _expected(finding: ErrorDetails) -> str:

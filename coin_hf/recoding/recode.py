@@ -21,11 +21,12 @@ from coin_hf.experts.merged_config import (
 from coin_hf.hub.client import fetch, local_folder, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, CODED_FILES, FISHERS, coded_folder
 from coin_hf.recipe import Recipe
+from coin_hf.recipe.text_files import read_json
 from coin_hf.recoding.changes import Newcomer, changed_recipe, recoded_coin, recoded_result
 from coin_hf.recoding.streaming import check_same_tensors, write_coded
 from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
-from coin_hf.repository.fisher_files import check_fisher, fisher_path
+from coin_hf.repository.fisher_files import check_fisher, fisher_path, tied_in
 from coin_hf.repository.fisher_origin import draws_of, samples_hash
 from coin_hf.repository.folder import check_output, read_records, write_repository
 from coin_hf.repository.mapped_tensors import Tensors, weights_in
@@ -173,7 +174,7 @@ def _check(
             shapes=model.shapes,
             samples_sha256=samples_hash(draws_of(coin)),
         )
-        tied = json.loads(said["tied"])
+        tied = tied_in(said, fisher_path(block.label))
     for block in recipe.experts:
         if block.label in joins:
             from coin_hf.recoding.join import join  # only this loads networks and data
@@ -240,4 +241,7 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return nested(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    try:
+        return nested(read_json(folder / "config.json", f"{folder}: config.json", "restore it"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no config.json: restore it") from error

@@ -21,10 +21,12 @@ from torch import Tensor
 from coin_hf.errors import InputError
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import FISHERS
+from coin_hf.recipe.text_files import parse_json
 from coin_hf.repository.atomic import whole_file
 from coin_hf.repository.fisher_origin import FISHER_FORMAT
 from coin_hf.repository.provenance import environment
 
+RECOMPUTE = "compute that Fisher again with `coin-hf fisher`"
 Precision = Literal["half"] | bool
 
 
@@ -188,12 +190,13 @@ def check_fisher(
             f"{path} is not a Fisher this coin-hf can read (format "
             f"{said.get('coin_hf_fisher', 'none')}): make one with `coin-hf fisher`"
         )
+    _check_metadata(said, path.name)
     if said["revision"] != revision:
         raise InputError(
             f"the Fisher in {path.name} belongs to {said['model']} at revision {said['revision']}, "
             f"but expert '{expert}' is at {revision}: compute it for that revision"
         )
-    tied = json.loads(said["tied"])
+    tied = tied_in(said, path.name)
     faults = [f"no parameter '{name}'" for name in sorted(found.keys() - shapes.keys())]
     faults += [
         f"'{name}' of shape {shape}, not {shapes[name]}"
@@ -212,3 +215,30 @@ def check_fisher(
             "(every Fisher must use the same ones): compute it with `coin-hf fisher --like TARGET`"
         )
     return said
+
+
+def tied_in(metadata: Mapping[str, str], name: str) -> dict[str, str]:
+    """Read the tied parameters from a Fisher's metadata.
+
+    Args:
+        metadata: The metadata.
+        name: The file's name, for messages.
+
+    Returns:
+        Tied parameters by name, with the name they are tied to.
+
+    Raises:
+        InputError: If they are not recorded as `fisher_metadata` does.
+    """
+    what = f"the tied parameters in the metadata of {name}"
+    tied = parse_json(metadata.get("tied", ""), what, RECOMPUTE)
+    if not all(isinstance(value, str) for value in tied.values()):
+        raise InputError(f"{what} are no names: {RECOMPUTE}")
+    return tied
+
+
+def _check_metadata(metadata: Mapping[str, str], name: str) -> None:
+    """Refuse a Fisher that does not say what it is of."""
+    lacking = [key for key in ("model", "revision", "samples_sha256") if key not in metadata]
+    if lacking:
+        raise InputError(f"the metadata of {name} lacks {', '.join(lacking)}: {RECOMPUTE}")

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from coin_hf.errors import InputError
 from coin_hf.hub.layout import CARD_FILE, COIN_FILE, FIGURE, RESULT_FILE
+from coin_hf.recipe.text_files import read_text
 from coin_hf.records.coin import FORMAT, CoinRecord
 from coin_hf.records.record import Record
 from coin_hf.records.result import ResultRecord
@@ -173,15 +174,11 @@ def as_json(record: Record) -> str:
 
 def _text(folder: Path, file: str, name: str) -> str:
     try:
-        return (folder / file).read_text(encoding="utf-8")
+        return read_text(folder / file, f"'{name}': {file}", "download it again")
     except FileNotFoundError as error:
         raise InputError(
             f"'{name}' is not a coded model (it has no {file}): make one with "
             "`coin-hf encode RECIPE`"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"'{name}': {file} cannot be read as text ({error}): download it again"
         ) from error
 
 

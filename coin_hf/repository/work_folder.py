@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from coin_hf.errors import InputError
+from coin_hf.recipe.text_files import read_json
 from coin_hf.repository.atomic import is_draft, write_whole
 
 
@@ -29,8 +30,8 @@ def claim(folder: Path, decisive: Mapping[str, Any], way_out: str) -> None:
         write_whole(file, json.dumps(decisive, indent=2) + "\n")
         return
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kept = read_json(file, f"{file}", f"{folder} is no folder of unfinished work; {way_out}")
+    except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds something else than results of coin-hf: {way_out}"
         ) from error

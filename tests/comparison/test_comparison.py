@@ -222,7 +222,7 @@ def test_the_command_line_shows_and_saves(
     (folder / "rows" / "averaging.4.0.json").write_text('{"half')
     code, out, err = coin_hf("compare", recipe)
     assert (code, out) == (2, "")
-    assert "averaging.4.0.json is damaged" in err
+    assert "averaging.4.0.json is not JSON" in err
     assert "remove it, and resume" in err
     (folder / "rows" / "averaging.4.0.json").write_text(json.dumps(compared["rows"][0]))
 

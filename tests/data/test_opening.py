@@ -94,3 +94,19 @@ def test_samples_that_are_test_data_are_refused(world: Path) -> None:
     recipe = recipe_dict(world, evaluation={"split": "train[:10]"})
     with pytest.raises(InputError, match=r"rows of dataset 'low' are both test data \(s"):
         encode(Recipe.from_dict(recipe))
+
+
+@pytest.mark.parametrize("readme", [False, True])
+def test_a_folder_that_changed_is_read_anew(tmp_path: Path, readme: bool) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    if readme:  # `datasets` would take the cached rows of the old file
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n"
+            "    path: train-*\n---\n"
+        )
+    for rows in (range(12), range(11, -1, -1)):
+        data = digits(slice(0, 12)).select(rows)
+        data.to_parquet(folder / "train-00000-of-00001.parquet")
+        opened = Datasets().split("d", DatasetBlock(path=str(folder)), "train")
+        assert opened["label"][:] == data["label"][:]

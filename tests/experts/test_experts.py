@@ -289,8 +289,8 @@ class TestTimmConfig:
         folder = copy("timm")
         configure(folder, architecture="resnet5000")
         assert message(folder) == (
-            f"expert 'bad': timm {timm.__version__} cannot build 'resnet5000' "
-            "(Unknown model (resnet5000)): check config.json, or install a newer timm"
+            f"expert 'bad': timm {timm.__version__} has no architecture 'resnet5000': check "
+            "config.json, or install a newer timm"
         )
 
     @pytest.mark.parametrize("architecture", [None, 3, ["resnet50"]])

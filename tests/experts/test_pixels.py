@@ -93,6 +93,13 @@ def test_pixels_without_a_scale_are_refused(tmp_path: Path, mode: str, kind: str
         expert.preprocessing(IMAGE.convert(mode))
 
 
+def test_an_image_without_breadth_is_refused(tmp_path: Path) -> None:
+    expert = load_expert(str(save_timm(tmp_path / "e", timm_model(0))))
+    assert expert.preprocessing(PIL.Image.new("L", (1, 1000))).shape == (3, 32, 32)
+    with pytest.raises(InputError, match="an image of 1 x 1001 pixels is too narrow"):
+        expert.preprocessing(PIL.Image.new("L", (1, 1001)))
+
+
 def test_a_sideways_photo_is_turned_upright(tmp_path: Path) -> None:
     expert = load_expert(str(save_timm(tmp_path / "e", timm_model(0))))
     exif = PIL.Image.Exif()

@@ -191,7 +191,7 @@ def test_wrong_types_within_experts_and_datasets() -> None:
 
 def test_one_expert_is_not_enough() -> None:
     assert message(lambda data: data["experts"].pop()).startswith(
-        "'experts': expected 2 or more entries, got [{'model'"
+        "'experts': expected 2 or more entries, got [{'"
     )
 
 

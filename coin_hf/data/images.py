@@ -1,6 +1,6 @@
 """Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from coin_hf.data.columns import cast_named, described, find_column
 from coin_hf.data.labels import Owner, class_numbers, rows_by_class
 from coin_hf.data.opening import Datasets, source
-from coin_hf.data.rows import UNKNOWN, Row, known, shuffled, without_damaged
+from coin_hf.data.rows import UNKNOWN, Row, known, prepared_batch, shuffled, without_damaged
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
 
@@ -107,6 +107,22 @@ class LabelledImages:
                 f"dataset '{self.name}' has no image in its split '{self.split}' that passes its "
                 "label filter: choose another split or filter"
             )
+
+    def check_one_shape(self, preprocessing: Callable[[Any], Any]) -> None:
+        """Refuse images of several sizes that become inputs of several shapes.
+
+        Args:
+            preprocessing: Image -> network input; it is run once for each size.
+
+        Raises:
+            InputError: If two shapes differ, or an image cannot be decoded; not for a streamed
+                split, which is read once.
+        """
+        first: dict[tuple[int, int], Row] = {}
+        if isinstance(self.data, Dataset):
+            for _, rows in self.batches(64, limit=None, seed=(0,), shard=(0, 1)):
+                first = {row.image.size: row for row in reversed(rows)} | first
+            prepared_batch(list(first.values()), preprocessing)
 
     def draw(self, count: int, *, seed: Sequence[int]) -> list[Row]:
         """Draw rows without replacement, with a separate random state.

@@ -12,7 +12,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import in_one_order
-from coin_hf.experts.trial import check_runs
+from coin_hf.experts.trial import check_runs, makes_one_shape
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.records.coin import CoinRecord
@@ -80,8 +80,11 @@ def open_tests(
     drawn, sources = drawn or recipe, {images.source for images in opened}
     shared = {name: k for name, k in drawn.draws.items() if source(drawn.datasets[k]) in sources}
     pools = _open(drawn, shared, None, experts, run)
+    fixed = makes_one_shape(experts[0].preprocessing)
     for images in opened:
         images.check_usable_for_tests()
+        if not fixed:
+            images.check_one_shape(experts[0].preprocessing)
         for pool in pools:
             count = images.shared_rows(pool)
             if count:

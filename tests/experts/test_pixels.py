@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import timm
 import torch
-from builders import SIZED, digits, save_timm, timm_model
+from builders import SIZED, digits, recipe_dict, save_timm, save_transformers, timm_model
+from datasets import Dataset
 from timm.data import create_transform, resolve_model_data_config
 
 from coin_hf import CodedEnsemble, InputError, Recipe, encode, load_expert
@@ -107,3 +108,32 @@ def test_a_sideways_photo_is_turned_upright(tmp_path: Path) -> None:
     IMAGE.rotate(90, expand=True).save(tmp_path / "x.png", exif=exif)
     with PIL.Image.open(tmp_path / "x.png") as sideways:
         assert torch.equal(expert.preprocessing(sideways), expert.preprocessing(IMAGE))
+
+
+@pytest.mark.parametrize("changed", [[], [7, 30]])
+def test_images_of_several_shapes_are_refused_before_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: list[int]
+) -> None:
+    """A processor that takes images as they come; two test images have another size."""
+    for seed, name in enumerate(("low", "high")):
+        folder = save_transformers(tmp_path / name, seed, size=8)
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        settings |= {"do_resize": False}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (tmp_path / "digits").mkdir()
+    data = digits(slice(0, 60))
+    data.to_parquet(tmp_path / "digits/train-00000-of-00001.parquet")
+    images = [
+        row["image"].resize((9, 8)) if i in changed else row["image"] for i, row in enumerate(data)
+    ]
+    changed_data = {"image": images, "label": data["label"][:]}
+    Dataset.from_dict(changed_data, features=data.features).to_parquet(
+        tmp_path / "digits/test-00000-of-00001.parquet"
+    )
+    recipe = Recipe.from_dict(recipe_dict(tmp_path, samples={"per_expert": 2}))
+    if not changed:
+        assert encode(recipe).result.erasures
+        return
+    monkeypatch.setattr("coin_hf.pipeline.run_coder", None)  # not reached
+    with pytest.raises(InputError, match=r"become inputs of different shapes, \(3, 8, 8\) and"):
+        encode(recipe)

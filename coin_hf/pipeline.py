@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import nn
@@ -24,6 +25,7 @@ from coin_hf.recipe import Recipe
 from coin_hf.records.measurements import Calibration
 from coin_hf.records.result import Run
 from coin_hf.reports.result import Result
+from coin_hf.repository.locks import only_writer
 from coin_hf.repository.provenance import environment
 from coin_hf.repository.run_records import coin_record, measured, result_record
 
@@ -63,7 +65,8 @@ def encode(
         test_sets = open_tests(recipe, experts, run)
     checkpoints = None if resume is None else Path(resume)
     context = EncodingContext(run, recipe, experts, samples, checkpoints)
-    encoded = run_coder(context)
+    with only_writer(checkpoints) if checkpoints and not run.processes.rank else nullcontext():
+        encoded = run_coder(context)
     with timed(seconds, "calibration"):
         calibration = calibrate_on(context, encoded.coded)
     code = ErasureCode(recipe.coding_weights, losses=calibration.losses)

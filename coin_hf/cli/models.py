@@ -1,6 +1,7 @@
 """Commands that encode, evaluate, compare and push coded models."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,7 @@ def encode(
     from coin_hf import pipeline
     from coin_hf.encoding.pinning import resolve
     from coin_hf.repository.folder import check_output
+    from coin_hf.repository.locks import only_writer
 
     if dry_run:
         _show_recipe(resolve(parsed).dump())
@@ -60,12 +62,14 @@ def encode(
             )
         output = Path(parsed.output).absolute()
         checkpoints = output.with_name(f"{output.name}.partial")
-    ensemble = pipeline.encode(parsed, progress=True, resume=checkpoints)
-    if not speaks():
-        return
-    if parsed.output is not None:
-        ensemble.save_pretrained(parsed.output, overwrite=overwrite)
-        say(f"saved to {parsed.output}")
+    writes = parsed.output is not None and speaks()
+    with only_writer(Path(str(parsed.output))) if writes else nullcontext():
+        ensemble = pipeline.encode(parsed, progress=True, resume=checkpoints)
+        if not speaks():
+            return
+        if parsed.output is not None:
+            ensemble.save_pretrained(parsed.output, overwrite=overwrite)
+            say(f"saved to {parsed.output}")
     if checkpoints is not None:
         shutil.rmtree(checkpoints, ignore_errors=True)
     if push and parsed.hub is not None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from coin_hf.recipe.blocks import Contender, FisherBlock
 from coin_hf.recipe.text_files import read_json
 from coin_hf.records.coin import FORMAT
 from coin_hf.repository.atomic import write_whole
+from coin_hf.repository.locks import only_writer
 from coin_hf.repository.provenance import environment
 from coin_hf.repository.run_records import architecture, recorded_steps
 from coin_hf.repository.work_folder import claim, first_difference
@@ -69,6 +71,19 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
     with run.main_first():
         claim(folder, {key: said[key] for key in SHARED}, "choose another `output`")
         (folder / ROWS).mkdir(exist_ok=True)
+    with only_writer(folder) if run.processes.rank == 0 else nullcontext():
+        return _compared(recipe, experts, test_sets, folder, run)
+
+
+def _compared(
+    recipe: Recipe,
+    experts: Sequence[Expert],
+    test_sets: Sequence[LabelledImages],
+    folder: Path,
+    run: RunContext,
+) -> dict[str, Any]:
+    """Compute the rows that are not there yet, and build the result."""
+    said = recipe.dump()
     rows = _kept(recipe, folder, run)
     contest = Contest(recipe, experts, test_sets, run)
     if len(rows) < len(list(_plan(recipe))):
@@ -81,7 +96,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
         if run.processes.rank == 0:
             kept = {"row": rows[name], "sha256": _hash(rows[name])}
             write_whole(folder / ROWS / name, json.dumps(kept, indent=2) + "\n")
-            if progress:
+            if run.progress:
                 _tell(rows[name])
     ordered = [rows[_name(*entry)] for entry in _plan(recipe)]
     return {

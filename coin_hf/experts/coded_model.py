@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from coin_hf.coders import average_buffers
 from coin_hf.erasure.betas import Rows
+from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
 from coin_hf.experts.merged_config import merged_names, timm_config
 from coin_hf.hub.layout import coded_folder
@@ -39,11 +40,20 @@ def build_coded(
         The coded model, in eval mode, on expert 0's device. Class names that differ among the
         experts are joined ("cat / truck").
 
+    Raises:
+        InputError: If a parameter is not finite.
+
     Example:
         theta = fisher_average([e.parameters for e in experts], fishers, betas=[0.5, 0.5], lam=1e-3)
         build_coded(experts, theta, betas=[0.5, 0.5]).save_pretrained("merged")
     """
     first = experts[0]
+    for name, value in parameters.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"coded model {number} would hold numbers that are not finite in '{name}': choose "
+                "a smaller lambda or learning rate, or another coder"
+            )
     model: Any = copy.deepcopy(first.model)
     buffers = average_buffers([expert.buffers for expert in experts], betas=betas)
     set_values(model, {**parameters, **buffers})

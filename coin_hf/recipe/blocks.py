@@ -32,7 +32,7 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Lam = Annotated[Number, Field(ge=0, allow_inf_nan=False)] | Literal["auto"]
+Lam = Annotated[Number, Field(allow_inf_nan=False, ge=0, le=1e30)] | Literal["auto"]
 
 
 def shape_of(betas: Any) -> str:

@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
 from coin_hf.erasure.betas import check_betas, normalised, rows_of, written
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, shown
 from coin_hf.recipe.blocks import (
     AugmentBlock,
     Block,
@@ -32,6 +33,9 @@ from coin_hf.recipe.blocks import (
 )
 from coin_hf.recipe.messages import did_you_mean, sentences
 from coin_hf.recipe.yaml_file import apply_override, read_yaml
+
+LONGEST_NAME = 200
+"""Bytes of an expert's name as a file name: systems allow 255 with what is added."""
 
 
 class Recipe(Block):
@@ -115,6 +119,18 @@ class Recipe(Block):
 
             check_code(rows_of(self.coding_weights))
         names = [expert.label for expert in self.experts]
+        for name in (*names, *self.datasets, *self.draws):
+            if not name.isprintable() or not name.strip():
+                raise ValueError(
+                    f"the name {shown(name)} is empty or holds control characters: give another one"
+                )
+        if self.fisher.save:
+            for name in names:
+                if len(quote(name, safe=" ")) > LONGEST_NAME:
+                    raise ValueError(
+                        f"expert '{name}' has too long a name for the file of its Fisher: give it "
+                        "a shorter `name`"
+                    )
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(

@@ -66,6 +66,9 @@ def write_coded(
         tied: Tied parameters by name, with the name they are tied to.
         rows: Coding weights, shape (M, N).
         lam: The penalty.
+
+    Raises:
+        InputError: If a coded number would not be finite.
     """
     for file, header in coded.headers.items():
         names = json.loads(header[8:])
@@ -80,8 +83,25 @@ def write_coded(
                 stream.write(header)
             for name, entry in mine.items():
                 for chunks in _coded_chunks(name, entry, experts, fishers, tied, rows, lam):
+                    if not all(map(finite, chunks)):
+                        raise InputError(
+                            f"re-coding would write numbers that are not finite in '{name}': an "
+                            "expert or its Fisher holds some, or lambda is too large"
+                        )
                     for stream, chunk in zip(streams, chunks, strict=True):
                         stream.write(chunk.view(torch.uint8).numpy().data)
+
+
+def finite(values: Tensor) -> bool:
+    """Say whether all values are finite.
+
+    Args:
+        values: Any tensor.
+
+    Returns:
+        True for integers, and where no value is NaN or infinite.
+    """
+    return not values.is_floating_point() or bool(values.isfinite().all())
 
 
 def _coded_chunks(

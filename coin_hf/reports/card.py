@@ -11,6 +11,7 @@ from coin_hf.hub.layout import FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card_usage import usage
+from coin_hf.reports.safe_text import plain_id, safe
 from coin_hf.reports.tables import cell, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
@@ -46,7 +47,8 @@ def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelC
         model_name=repo_id.rpartition("/")[2],
         eval_results=_eval_results(result) or None,
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(result, repo_id)}")
+    text = _text(safe(result), plain_id(repo_id))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def _unique(values: Any) -> list[str]:

@@ -1,4 +1,7 @@
-"""The card's blocks of code: how each library loads a coded model."""
+"""The card's blocks of code: how each library loads a coded model.
+
+Fenced by tildes, which no name in a card holds unescaped.
+"""
 
 from coin_hf.erasure.betas import rows_of
 from coin_hf.records.result import ResultRecord
@@ -35,27 +38,27 @@ def usage(result: ResultRecord, repo_id: str) -> str:
     blocks = []
     if result.library == "timm":
         blocks.append(f"""With timm:
-```python
+~~~python
 import timm
 
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
-{_others(result, repo_id)}```""")
+{_others(result, repo_id)}~~~""")
     blocks.append(f'''With transformers:
-```python
+~~~python
 from PIL import Image
 from transformers import pipeline
 
 classify = pipeline("image-classification", model="{repo_id}")
 classify(Image.new("RGB", (64, 64)))  # your image
-{_others(result, repo_id) if result.library == "transformers" else ""}```''')
+{_others(result, repo_id) if result.library == "transformers" else ""}~~~''')
     missing = result.experts[-1].name
     blocks.append(f'''Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
-```python
+~~~python
 from coin_hf import CodedEnsemble
 from PIL import Image
 
 ensemble = CodedEnsemble.from_pretrained("{repo_id}", experts=True)
 x = ensemble.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)  # your image
 logits = ensemble(x, missing=[{len(result.experts) - 1}])  # one tensor for each expert, the missing one decoded
-```''')
+~~~''')
     return "\n\n".join(blocks)

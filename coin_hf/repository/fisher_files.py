@@ -27,6 +27,8 @@ from coin_hf.repository.fisher_origin import FISHER_FORMAT
 from coin_hf.repository.provenance import environment
 
 RECOMPUTE = "compute that Fisher again with `coin-hf fisher`"
+FLOATING = {"F64", "F32", "F16", "BF16"}
+"""What safetensors calls the types that a Fisher may have."""
 Precision = Literal["half"] | bool
 
 
@@ -67,7 +69,8 @@ def write_fisher(path: Path, fisher: Mapping[str, Tensor], metadata: dict[str, s
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
-    save_file(values, path, metadata=metadata)
+    save_file(values, path, metadata={**metadata, "parameters": str(len(values))})
+    _sort_metadata(path)
 
 
 def save_fisher(
@@ -175,7 +178,9 @@ def check_fisher(
     try:
         with safe_open(path, framework="pt") as file:
             said = file.metadata() or {}
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            kinds = {each.get_dtype() for each in slices.values()}
     except FileNotFoundError as error:
         raise InputError(
             f"there is no Fisher of expert '{expert}' ({path.name}): encode again with "
@@ -190,11 +195,16 @@ def check_fisher(
             f"{path} is not a Fisher this coin-hf can read (format "
             f"{said.get('coin_hf_fisher', 'none')}): make one with `coin-hf fisher`"
         )
-    _check_metadata(said, path.name)
+    _check_metadata(said, path.name, len(found))
     if said["revision"] != revision:
         raise InputError(
             f"the Fisher in {path.name} belongs to {said['model']} at revision {said['revision']}, "
             f"but expert '{expert}' is at {revision}: compute it for that revision"
+        )
+    if not kinds <= FLOATING or not found:
+        raise InputError(
+            f"the Fisher in {path.name} holds {', '.join(sorted(kinds)) or 'no tensor'}, not "
+            f"floating-point numbers: {RECOMPUTE}"
         )
     tied = tied_in(said, path.name)
     faults = [f"no parameter '{name}'" for name in sorted(found.keys() - shapes.keys())]
@@ -237,8 +247,28 @@ def tied_in(metadata: Mapping[str, str], name: str) -> dict[str, str]:
     return tied
 
 
-def _check_metadata(metadata: Mapping[str, str], name: str) -> None:
-    """Refuse a Fisher that does not say what it is of."""
+def _check_metadata(metadata: Mapping[str, str], name: str, count: int) -> None:
+    """Refuse a Fisher that does not say what it is of, or lacks parameters."""
+    if metadata.get("parameters", str(count)) != str(count):
+        raise InputError(
+            f"{name} holds the Fisher of {count} parameters, not of {metadata['parameters'][:20]}: "
+            f"{RECOMPUTE}"
+        )
     lacking = [key for key in ("model", "revision", "samples_sha256") if key not in metadata]
     if lacking:
         raise InputError(f"the metadata of {name} lacks {', '.join(lacking)}: {RECOMPUTE}")
+
+
+def _sort_metadata(path: Path) -> None:
+    """Order a file's metadata by key: safetensors writes them in random order.
+
+    Equal runs then give equal files. The header keeps its length, and the tensors their place.
+    """
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            stream.seek(8)
+            stream.write(text.ljust(size))

@@ -17,7 +17,8 @@ from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card import model_card
 from coin_hf.reports.figures import figure
 from coin_hf.reports.result import Result
-from coin_hf.repository.atomic import whole_file, whole_folder, write_whole
+from coin_hf.repository.atomic import check_name, finish, whole_files, whole_folder
+from coin_hf.repository.locks import only_writer
 from coin_hf.repository.paths import absolute_in, relative_to
 
 
@@ -33,9 +34,10 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
             repository), or cannot be created.
     """
     folder = folder.expanduser()
+    check_name(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"the output {folder} is a file: choose a folder")
-    parent = next(path for path in folder.absolute().parents if path.exists())
+    parent = next((p for p in folder.absolute().parents if p.exists()), Path("/"))
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "may not be written to" if parent.is_dir() else "is a file"
         raise InputError(
@@ -79,7 +81,7 @@ def write_repository(
     folder = folder.expanduser().resolve()
     check_output(folder, overwrite=overwrite)
     try:
-        with whole_folder(folder) as draft:
+        with only_writer(folder), whole_folder(folder) as draft:
             write_weights(draft)
             change = relative_to(folder)
             result = result.moved(change)
@@ -99,6 +101,8 @@ def write_repository(
 def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
     """Save new measurements to a coded repository: calibration, result, card and figure.
 
+    All four files are replaced or none, whenever the process is killed.
+
     Args:
         folder: The repository.
         result: The result, or the content of its `result.json`; paths absolute.
@@ -112,11 +116,13 @@ def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
     found = ResultRecord.of(result).moved(change)
     coin = coin.moved(change).model_copy(update={"calibration": found.calibration})
     try:
-        with whole_file(folder / FIGURE) as draft:
-            figure(found, draft)
-        write_whole(folder / COIN_FILE, as_json(coin))
-        write_whole(folder / RESULT_FILE, as_json(found))
-        write_whole(folder / CARD_FILE, str(model_card(found, f"your-name/{folder.name}")))
+        names = (FIGURE, COIN_FILE, RESULT_FILE, CARD_FILE)
+        with only_writer(folder), whole_files(folder, names) as drafts:
+            figure(found, drafts[FIGURE])
+            drafts[COIN_FILE].write_text(as_json(coin), encoding="utf-8")
+            drafts[RESULT_FILE].write_text(as_json(found), encoding="utf-8")
+            card = model_card(found, f"your-name/{folder.name}")
+            drafts[CARD_FILE].write_text(str(card), encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error}; free some space") from error
 
@@ -134,11 +140,16 @@ def read_records(folder: Path, name: str) -> tuple[CoinRecord, Result]:
     Raises:
         InputError: If it is not a coded repository, is damaged, or has a newer format.
     """
+    finish(folder)
     texts = [_text(folder, file, name) for file in (COIN_FILE, RESULT_FILE)]
     _check_format(texts[0], name)
     coin = CoinRecord.read(texts[0], f"'{name}': {COIN_FILE}")
     result = Result.read(texts[1], f"'{name}': {RESULT_FILE}")
     coin.recipe  # noqa: B018  # what it records must be a valid recipe
+    if [e.name for e in coin.experts] != [e.name for e in result.experts]:
+        raise InputError(
+            f"'{name}': {COIN_FILE} and {RESULT_FILE} are of different experts: download both again"
+        )
     absolute = absolute_in(folder.resolve())
     return coin.moved(absolute), result.moved(absolute)
 

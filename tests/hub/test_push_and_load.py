@@ -461,7 +461,7 @@ card = ModelCard.load("me/coded")
 report["card"] = card.data.to_dict()
 report["text"] = card.text
 report["blocks"] = []
-for block in re.findall(r"```python\\n(.*?)```", card.text, re.DOTALL):
+for block in re.findall(r"~~~python\\n(.*?)~~~", card.text, re.DOTALL):
     names = {}
     try:
         exec(block, names)

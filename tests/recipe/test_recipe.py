@@ -130,7 +130,7 @@ def test_bad_betas(betas: Any, expected: str) -> None:
         ({"lam": None}, "'lam': expected a number or 'auto', got None"),
         ({"lam": True}, "'lam': expected a number or 'auto', got True"),
         ({"lam": [0.1]}, "'lam': expected a number or 'auto', got [0.1]"),
-        ({"lam": float("inf")}, "'lam': expected a finite number or 'auto', got inf"),
+        ({"lam": float("inf")}, "'lam': expected at most 1e+30 or 'auto', got inf"),
         (
             {"coder": "coins"},
             "'coder': expected 'coin', 'averaging', 'task_arithmetic', 'regmean' or "

@@ -126,7 +126,7 @@ def test_a_card_of_transformers_experts(result: dict[str, Any]) -> None:
     card = read({**result, "library": "transformers"})
     assert card.data.library_name == "transformers"
     assert "timm.create_model" not in card.text
-    assert len(re.findall("```python", card.text)) == 2
+    assert len(re.findall("~~~python", card.text)) == 2
 
 
 def test_names_that_mean_something_in_markdown_and_yaml(result: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def test_names_that_mean_something_in_markdown_and_yaml(result: dict[str, Any]) 
 @pytest.mark.slow
 def test_the_code_blocks_run(coded: Path) -> None:
     text = (coded / "README.md").read_text()
-    blocks = re.findall("```python\n(.*?)```", text, flags=re.DOTALL)
+    blocks = re.findall("~~~python\n(.*?)~~~", text, flags=re.DOTALL)
     assert len(blocks) == 3
     # As written but for the place: the folder in place of the Hub.
     code = "\n".join(blocks).replace("hf-hub:your-name/coded", f"local-dir:{coded}")

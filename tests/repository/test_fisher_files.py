@@ -56,6 +56,7 @@ def test_one_literal_file(tmp_path: Path) -> None:
             '{"revision": "sha256:2", "split": "train"}]',
             "tied": "{}",
             "versions": '{"torch": "2"}',
+            "parameters": "1",
         }
         assert torch.equal(file.get_tensor("w"), torch.tensor([1.0, 2.0]))
 

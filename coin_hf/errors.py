@@ -68,4 +68,7 @@ def shown(value: Any) -> str:
         Its `repr`, long strings and lists cut; of bounded work too, as where one list holds
         another many times.
     """
-    return _BRIEF.repr(value)
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # a number of more digits than Python writes out
+        return "a number of thousands of digits"

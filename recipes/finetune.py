@@ -188,7 +188,7 @@ def _labels(text: str | None) -> tuple[int | str, ...] | None:
 def _push(folder: Path, repo: str, *, private: bool) -> None:
     from huggingface_hub import HfApi
 
-    from coin_hf.hub.client import sentences
+    from coin_hf.hub.sentences import sentences
 
     with sentences(repo, None, "model"):
         HfApi().create_repo(repo, private=private, exist_ok=True)

@@ -189,6 +189,14 @@ class Hub:
         token = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
         return JSONResponse({"type": "user", "name": user.name, "orgs": [], "auth": token})
 
+    async def delete_repo(self, request: Request) -> Response:
+        asked = await request.json()
+        user = self._user(request)
+        owner = asked.get("organization") or (user.name if user else "")
+        self._writer(request, owner)
+        self.repos.pop((f"{asked.get('type') or 'model'}s", f"{owner}/{asked['name']}"))
+        return JSONResponse({})
+
     async def create_repo(self, request: Request) -> Response:
         asked = await request.json()
         user = self._user(request)
@@ -424,6 +432,7 @@ class Hub:
         routes = [
             Route("/api/whoami-v2", self.whoami),
             Route("/api/repos/create", self.create_repo, methods=["POST"]),
+            Route("/api/repos/delete", self.delete_repo, methods=["DELETE"]),
             Route("/api/validate-yaml", self.validate_yaml, methods=["POST"]),
             Route("/lfs/verify", self.lfs_verify, methods=["POST"]),
             Route("/objects/{oid}", self.stored, methods=["GET", "PUT"]),

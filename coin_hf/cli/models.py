@@ -62,6 +62,10 @@ def encode(
             )
         output = Path(parsed.output).absolute()
         checkpoints = output.with_name(f"{output.name}.partial")
+    if push and parsed.hub is not None:
+        from coin_hf.repository.push import check_push
+
+        check_push(parsed.hub.repo)
     writes = parsed.output is not None and speaks()
     with only_writer(Path(str(parsed.output))) if writes else nullcontext():
         ensemble = pipeline.encode(parsed, progress=True, resume=checkpoints)

@@ -10,7 +10,9 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from coin_hf.errors import InputError, reason_of
-from coin_hf.hub.client import COMMIT, folder_revision, local_folder, sentences
+from coin_hf.hub.client import COMMIT, local_folder
+from coin_hf.hub.hashes import folder_revision
+from coin_hf.hub.sentences import sentences
 from coin_hf.recipe.blocks import DatasetBlock
 
 
@@ -36,7 +38,7 @@ class Datasets:
             InputError: If the dataset or its split cannot be found or read.
         """
         try:
-            with sentences(block.path, block.revision, "dataset"):
+            with sentences(block.path, block.revision, "dataset", others=False):
                 return self._split(block, split)
         except InputError:
             raise

@@ -23,6 +23,18 @@ CHECKPOINT_FILES = [
 """Files read from an expert's repository; no others are downloaded."""
 CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "coded-*/*.safetensors"]
 """Files read from a coded repository: all but the Fishers, which only re-coding needs."""
+_NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors",
+            "model.safetensors.index.json")  # fmt: skip
+PUSHED_FILES = [
+    *_NETWORK,
+    *(f"coded-[0-9]*/{name}" for name in _NETWORK),
+    f"{FISHERS}/*.safetensors",
+    COIN_FILE,
+    RESULT_FILE,
+    CARD_FILE,
+    FIGURE,
+]
+"""What a push publishes of a coded repository's folder: what coin-hf writes, and nothing else."""
 
 
 def coded_folder(number: int) -> str:

@@ -5,7 +5,13 @@ from typing import Any
 
 import yaml
 
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, reason_of
+from coin_hf.recipe.text_files import read_text
+
+LARGEST = 1 << 20
+"""Bytes of the largest recipe."""
+MOST_VALUES = 100_000
+"""Values of the largest recipe."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -20,19 +26,65 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be read, is not YAML, repeats a key, or holds no keys.
     """
+    way_out = "give the path of a recipe, a YAML file"
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the recipe {path}: {error.strerror}; give the path of a YAML file"
-        ) from error
-    except _GivenTwice as error:
-        raise InputError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        text = read_text(Path(path), str(path), way_out, largest=LARGEST)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no recipe {path}: {way_out}") from error
+    data = parse_yaml(text, f"{path} is not YAML", f"{path}")
     if not isinstance(data, dict):
         raise InputError(f"{path} holds no recipe: expected keys such as `experts: [...]`")
     return data
+
+
+def parse_yaml(text: str, otherwise: str, source: str) -> Any:
+    """Parse YAML of plain data.
+
+    Args:
+        text: The text.
+        otherwise: What to say if it is no YAML.
+        source: Its name in other messages.
+
+    Returns:
+        Its value.
+
+    Raises:
+        InputError: If it is not YAML, repeats a key, is nested too deeply, or its aliases repeat
+            more than `MOST_VALUES` values.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _values(node) > MOST_VALUES:
+            raise InputError(
+                f"{source} holds more than {MOST_VALUES:,} values, aliases counted as what they "
+                "repeat: write less"
+            )
+        return loader.construct_document(node)
+    except _GivenTwice as error:
+        raise InputError(f"{source}: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{source} is nested too deeply: write it flatter") from error
+    except InputError:
+        raise
+    except Exception as error:  # its constructors raise anything on scalars such as 2024-99-99
+        raise InputError(f"{otherwise}: {reason_of(error)}") from error
+
+
+def _values(node: yaml.Node, known: dict[int, int] | None = None) -> int:
+    """Count the values below a node, each alias as often as it stands."""
+    known = {} if known is None else known
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = MOST_VALUES + 1  # what a node within itself comes to
+    if isinstance(node, yaml.MappingNode):
+        inner = [each for pair in node.value for each in pair]
+    else:
+        inner = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    known[id(node)] = min(1 + sum(_values(each, known) for each in inner), MOST_VALUES + 1)
+    return known[id(node)]
 
 
 class _GivenTwice(yaml.YAMLError):
@@ -70,10 +122,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise InputError(f"override '{override}' is not of the form key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override '{override}': '{text}' is not a YAML value") from error
+    short = override if len(override) <= 100 else f"{override[:100]}..."
+    value = parse_yaml(text, f"override '{short}' gives no YAML value", f"override '{short}'")
     *parents, last = path.split(".")
     node: Any = data
     for part in parents:

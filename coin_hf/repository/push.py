@@ -1,17 +1,24 @@
 """Push to the Hub: files, or a coded repository with its card rendered for its id."""
 
 import json
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.utils import validate_repo_id
 
 from coin_hf.errors import InputError
-from coin_hf.hub.client import sentences
-from coin_hf.hub.layout import CARD_FILE, COIN_FILE, RESULT_FILE
+from coin_hf.hub.layout import CARD_FILE, COIN_FILE, PUSHED_FILES, RESULT_FILE
+from coin_hf.hub.sentences import patiently, sentences
 from coin_hf.reports.card import model_card
 from coin_hf.repository.folder import as_json, read_records
 from coin_hf.repository.paths import bare
+
+SHOWN = 10
+"""Files left out that are named."""
 
 
 def commit_files(
@@ -47,17 +54,48 @@ def commit_files(
     with sentences(repo_id, revision, "model"):
         if card is not None:
             _check_card(card, repo_id)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-        )
+        made = _create(api, repo_id, private)
+        try:
+            if revision is not None and not create_pr:
+                patiently(api.create_branch, repo_id, branch=revision, exist_ok=True)
+            commit = patiently(
+                api.create_commit,
+                repo_id,
+                [CommitOperationAdd(name, content) for name, content in files.items()],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        except BaseException:
+            if made:  # it holds nothing of anybody's
+                with suppress(Exception):
+                    api.delete_repo(repo_id)
+            raise
     return str(commit.pr_url or commit.commit_url)
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Check what can be known of a push before anything is computed for it.
+
+    Args:
+        repo_id: Hub id.
+        token: Token with write access; by default the saved login.
+
+    Raises:
+        InputError: If the id is not valid, there is no token, or the Hub does not accept it.
+    """
+    with sentences(repo_id, None, "model"):
+        validate_repo_id(repo_id)
+        if token is None and get_token() is None:
+            raise InputError(f"no token to push to '{repo_id}' with: log in with `hf auth login`")
+        patiently(HfApi(token=token).whoami)
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Create a repository if there is none, and return whether there was none."""
+    existed = patiently(api.repo_exists, repo_id)
+    patiently(api.create_repo, repo_id, private=private, exist_ok=True)
+    return not existed
 
 
 def push_folder(
@@ -91,11 +129,7 @@ def push_folder(
     coin, result = read_records(folder, str(folder))
     # Paths on this machine mean nothing to others, and stay private.
     coin, result = coin.moved(bare), result.moved(bare)
-    contents: dict[str, bytes | Path] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    }
+    contents: dict[str, bytes | Path] = dict(_files(folder))
     contents[COIN_FILE] = as_json(coin).encode()
     contents[RESULT_FILE] = as_json(result).encode()
     card = model_card(result, repo_id)
@@ -110,6 +144,38 @@ def push_folder(
         token=token,
         card=card,
     )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """List the files that coin-hf writes, and say which others are left out.
+
+    Raises:
+        InputError: If one is a link out of the folder: it would publish what it leads to.
+    """
+    found, others = {}, []
+    # In the Hub's cache the files of a snapshot are links to blobs beside it.
+    inside = [folder.resolve(), folder.resolve().parents[1] / "blobs"]
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if not any(fnmatchcase(name, pattern) for pattern in PUSHED_FILES):
+            others.append(name)
+            continue
+        if not any(path.resolve().is_relative_to(place) for place in inside):
+            raise InputError(
+                f"{path} is a link to {path.resolve()}, outside the folder, which a push would "
+                "publish: put the file itself there, or remove the link"
+            )
+        found[name] = path
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        warnings.warn(
+            f"{', '.join(others[:SHOWN])}{more} in {folder} are no files of a coded model, and are "
+            "not pushed",
+            stacklevel=3,
+        )
+    return found
 
 
 def _check_card(card: ModelCard, repo_id: str) -> None:

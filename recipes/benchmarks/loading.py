@@ -21,7 +21,7 @@ from bench.machine import describe
 from bench.tables import write
 
 from coin_hf import CodedEnsemble
-from coin_hf.hub import client
+from coin_hf.hub import hashes
 from coin_hf.hub.layout import coded_folder
 
 HERE = Path(__file__).parent
@@ -57,7 +57,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     places += [Path(expert.repo) for expert in ensemble.experts or ()]
     measured = []
     for number in range(rounds + 1):
-        client._file_hash.cache_clear()
+        hashes._file_hash.cache_clear()
         ways: dict[str, Callable[[], object]] = {
             "coin_hf": lambda: CodedEnsemble.from_pretrained(folder, experts=True),
             "timm": lambda: [

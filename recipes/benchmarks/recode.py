@@ -24,7 +24,7 @@ import torch
 from bench.machine import describe, sentence
 from safetensors.torch import save_file
 
-from coin_hf.hub.client import folder_revision
+from coin_hf.hub.hashes import folder_revision
 from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
 from coin_hf.records.coin import FORMAT, CoinRecord
 from coin_hf.repository.fisher_files import fisher_path, write_fisher

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from coin_hf import InputError
-from coin_hf.hub.client import folder_revision, locate, pin
+from coin_hf.hub.client import locate, pin
+from coin_hf.hub.hashes import folder_revision
 
 READ = """
 import json, sys

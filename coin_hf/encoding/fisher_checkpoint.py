@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from coin_hf.errors import InputError
 from coin_hf.fisher import Partial
 from coin_hf.repository.atomic import whole_file
+from coin_hf.repository.tensor_files import write_tensors
 from coin_hf.repository.work_folder import claim
 
 DECISIVE = ("experts", "datasets", "samples", "fisher")
@@ -94,11 +94,8 @@ class FisherFile:
         numbers = ("done", "batch_size", "block")
         try:
             with whole_file(self.path) as draft:
-                save_file(
-                    {name: value.cpu() for name, value in partial.sums.items()},
-                    draft,
-                    metadata={key: str(getattr(partial, key)) for key in numbers},
-                )
+                said = {key: str(getattr(partial, key)) for key in numbers}
+                write_tensors(draft, partial.sums, said)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"cannot write {self.path}: {error}; free some space and resume"

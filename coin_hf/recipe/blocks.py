@@ -32,6 +32,8 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
+Count = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]
 Lam = Annotated[Number, Field(allow_inf_nan=False, ge=0, le=1e30)] | Literal["auto"]
 
 
@@ -110,10 +112,10 @@ class DatasetBlock(Block):
 class SamplesBlock(Block):
     """The P unlabeled inputs used to compute Fishers and choose lambda."""
 
-    per_expert: Annotated[StrictInt, Field(ge=1)] = 100
+    per_expert: Count = 100
     """P', the number of samples of each draw: P = P' * number of draws, by default one for each
     expert."""
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the draw."""
     held_out: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of each expert's samples held out from the Fisher, used only to choose lambda."""
@@ -127,9 +129,9 @@ class FisherBlock(Block):
 
     estimator: Literal["exact", "probe", "auto"] = "auto"
     """`exact`; `probe`, at a cost independent of the number of classes; `auto`: exact up to 64."""
-    probes: Annotated[StrictInt, Field(ge=1)] = 4
+    probes: Count = 4
     """Random directions of the logits per sample; used by `probe` only."""
-    batch_size: Annotated[StrictInt, Field(ge=1)] | None = None
+    batch_size: Count | None = None
     """Samples per pass; by default as many as fit in memory."""
     save: StrictBool | Literal["half"] = False
     """Save the experts' Fishers with the coded model, so that `coin-hf recode` can change it
@@ -159,20 +161,20 @@ class RegMeanBlock(Block):
 class DistillationBlock(Block):
     """AdamW training on the coding loss, starting from the averaged parameters."""
 
-    epochs: Annotated[StrictInt, Field(ge=1)] = 20
+    epochs: Count = 20
     """Passes over the samples."""
-    lr: Annotated[Number, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    lr: Annotated[Number, Field(gt=0, le=1000, allow_inf_nan=False)] = 1e-5
     """Learning rate."""
-    batch_size: Annotated[StrictInt, Field(ge=1)] = 8
+    batch_size: Count = 8
     """Samples per step, over all processes."""
-    weight_decay: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = 0.1
+    weight_decay: Annotated[Number, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.1
     """Weight decay."""
 
 
 class AugmentBlock(Block):
     """Augmented samples for RegMean, distillation and refinement, never for Fishers or choices."""
 
-    copies: Annotated[StrictInt, Field(ge=1)] = 4
+    copies: Annotated[StrictInt, Field(ge=1, le=1000)] = 4
     """Augmented copies per sample, besides the original."""
     transforms: Annotated[tuple[Literal["shift", "flip", "mixup"], ...], Field(min_length=1)] = (
         "shift",
@@ -186,7 +188,9 @@ class RefineBlock(Block):
 
     step: Step
     """Which step."""
-    strength: Annotated[Number, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] = "auto"
+    strength: Annotated[Number, Field(gt=0, le=1e30, allow_inf_nan=False)] | Literal["auto"] = (
+        "auto"
+    )
     """Ridge strength towards the current weights, relative to the mean square of the step's inputs;
     `auto` chooses it."""
 
@@ -249,11 +253,9 @@ class CompareBlock(Block):
     ) = None
     """Names of coders, or blocks `{coder, name, ...}` with their own settings; by default all
     coders, `task_arithmetic` only if its foundation is given."""
-    seeds: Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds for drawing the samples."""
-    per_expert: (
-        Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)] | None
-    ) = None
+    per_expert: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Values of P', for NDA against the number of samples; by default that of `samples`."""
 
 
@@ -262,9 +264,9 @@ class EvaluationBlock(Block):
 
     split: str = "test"
     """Split of each expert's dataset."""
-    batch_size: Annotated[StrictInt, Field(ge=1)] = 64
+    batch_size: Count = 64
     """Images per forward pass."""
-    limit: Annotated[StrictInt, Field(ge=1)] | None = None
+    limit: Count | None = None
     """Most images per dataset, drawn with the samples' seed; by default all."""
 
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from coin_hf.encoding.context import RunContext
 from coin_hf.encoding.fishers import compute_fisher
 from coin_hf.encoding.inputs import draw
 from coin_hf.encoding.pinning import pin_datasets
-from coin_hf.errors import InputError
+from coin_hf.errors import InputError, reason_of
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.trial import check_runs
@@ -17,10 +19,11 @@ from coin_hf.hub.client import locate
 from coin_hf.hub.layout import COIN_FILE, RESULT_FILE
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.recipe.fisher_recipe import FisherRecipe
-from coin_hf.repository.atomic import whole_file
+from coin_hf.repository.atomic import check_name, whole_file
 from coin_hf.repository.fisher_files import fisher_path, write_fisher
 from coin_hf.repository.fisher_origin import drawn, fisher_metadata
 from coin_hf.repository.folder import read_records
+from coin_hf.repository.locks import only_writer
 from coin_hf.repository.provenance import environment
 from coin_hf.repository.push import commit_files
 
@@ -78,6 +81,7 @@ def make_fisher(
         fisher=dict(fisher),
         overrides=overrides,
     )
+    check_name(Path(folder) / fisher_path(name or Path(model).name))
     run = RunContext(progress=progress)
     with run.main_first():
         expert = load_expert(model, revision=revision, name=name, device=run.device)
@@ -96,9 +100,14 @@ def make_fisher(
             versions=environment(),
             tied=expert.tied,
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as draft:
-            write_fisher(draft, as_stored(expert, found), metadata)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with only_writer(path), whole_file(path) as draft:
+                write_fisher(draft, as_stored(expert, found), metadata)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"cannot write {path}: {reason_of(error)}; free some space or choose another output"
+            ) from error
     return path
 
 

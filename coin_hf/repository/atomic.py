@@ -131,7 +131,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         _put_in_place(draft, folder)
         _sync(folder.parent)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            shutil.rmtree(draft, ignore_errors=True)
+        except BaseException:  # a signal in the midst of it
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
 
 
 def is_draft(path: Path, of: Path) -> bool:

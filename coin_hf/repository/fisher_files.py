@@ -15,7 +15,6 @@ from urllib.parse import quote, unquote
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from coin_hf.errors import InputError
@@ -25,6 +24,7 @@ from coin_hf.recipe.text_files import parse_json
 from coin_hf.repository.atomic import whole_file
 from coin_hf.repository.fisher_origin import FISHER_FORMAT
 from coin_hf.repository.provenance import environment
+from coin_hf.repository.tensor_files import write_tensors
 
 RECOMPUTE = "compute that Fisher again with `coin-hf fisher`"
 FLOATING = {"F64", "F32", "F16", "BF16"}
@@ -68,9 +68,7 @@ def write_fisher(path: Path, fisher: Mapping[str, Tensor], metadata: dict[str, s
         metadata: From `fisher_metadata`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {name: value.detach().cpu().contiguous() for name, value in fisher.items()}
-    save_file(values, path, metadata={**metadata, "parameters": str(len(values))})
-    _sort_metadata(path)
+    write_tensors(path, fisher, {**metadata, "parameters": str(len(fisher))})
 
 
 def save_fisher(
@@ -257,18 +255,3 @@ def _check_metadata(metadata: Mapping[str, str], name: str, count: int) -> None:
     lacking = [key for key in ("model", "revision", "samples_sha256") if key not in metadata]
     if lacking:
         raise InputError(f"the metadata of {name} lacks {', '.join(lacking)}: {RECOMPUTE}")
-
-
-def _sort_metadata(path: Path) -> None:
-    """Order a file's metadata by key: safetensors writes them in random order.
-
-    Equal runs then give equal files. The header keeps its length, and the tensors their place.
-    """
-    with path.open("r+b") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
-            stream.seek(8)
-            stream.write(text.ljust(size))

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from coin_hf.errors import InputError
@@ -93,9 +94,13 @@ def check_push(repo_id: str, token: str | None = None) -> None:
 
 def _create(api: HfApi, repo_id: str, private: bool) -> bool:
     """Create a repository if there is none, and return whether there was none."""
-    existed = patiently(api.repo_exists, repo_id)
-    patiently(api.create_repo, repo_id, private=private, exist_ok=True)
-    return not existed
+    try:
+        patiently(api.create_repo, repo_id, private=private, exist_ok=False)
+    except HfHubHTTPError:
+        # It is there, or may not be created: the client's own way tells these apart.
+        patiently(api.create_repo, repo_id, private=private, exist_ok=True)
+        return False
+    return True
 
 
 def push_folder(

@@ -215,7 +215,7 @@ def test_a_dataset_without_image_column(world: Path, tmp_path: Path, coin_hf: Co
 def test_unreadable_recipes(tmp_path: Path, coin_hf: Command) -> None:
     code, out, err = coin_hf("encode", tmp_path / "nothing.yaml")
     assert (code, out) == (2, "")
-    assert "cannot read the recipe" in sentence(err)
+    assert "there is no recipe" in sentence(err)
     assert "give the path of a recipe, a YAML file" in sentence(err)
     (tmp_path / "odd.yaml").write_text("experts: [")
     code, out, err = coin_hf("encode", tmp_path / "odd.yaml")

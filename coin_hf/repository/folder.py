@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from coin_hf.errors import InputError
@@ -19,7 +20,7 @@ from coin_hf.reports.figures import figure
 from coin_hf.reports.result import Result
 from coin_hf.repository.atomic import check_name, finish, whole_files, whole_folder
 from coin_hf.repository.locks import only_writer
-from coin_hf.repository.paths import absolute_in, relative_to
+from coin_hf.repository.paths import absolute_in, inside, relative_to
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -150,6 +151,9 @@ def read_records(folder: Path, name: str) -> tuple[CoinRecord, Result]:
         raise InputError(
             f"'{name}': {COIN_FILE} and {RESULT_FILE} are of different experts: download both again"
         )
+    if folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve()):  # from the Hub
+        coin.moved(inside(folder.resolve(), name))
+        result.moved(inside(folder.resolve(), name))
     absolute = absolute_in(folder.resolve())
     return coin.moved(absolute), result.moved(absolute)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from coin_hf.errors import InputError, shown
 from coin_hf.hub.client import local_folder
 from coin_hf.records.coin import CoinRecord
 
@@ -52,6 +53,31 @@ def absolute_in(folder: Path) -> Callable[[str], str]:
 
     def change(path: str) -> str:
         return os.path.normpath(folder / path) if path.startswith(".") else path
+
+    return change
+
+
+def inside(folder: Path, name: str) -> Callable[[str], str]:
+    """Refuse locations outside a repository that comes from the Hub, where others wrote them.
+
+    Args:
+        folder: The repository on this machine.
+        name: Its Hub id, for messages.
+
+    Returns:
+        Path -> the same path, a Hub id or a folder below the repository.
+    """
+
+    def change(path: str) -> str:
+        is_folder = path.startswith((".", "/", "~", "\\")) or os.path.isabs(path)
+        below = Path(os.path.normpath(folder / path)).is_relative_to(folder)
+        if (is_folder and not (path.startswith(".") and below)) or path.count("/") > 1 + is_folder:
+            raise InputError(
+                f"'{name}' names the folder {shown(path)} of this machine as an expert or dataset, "
+                "which a repository of the Hub may not: give the experts' places yourself, by "
+                "`from_pretrained(..., experts=[...])`"
+            )
+        return path
 
     return change
 

@@ -186,7 +186,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def _check_card(card: ModelCard, repo_id: str) -> None:
     """Let the Hub validate the card, before anything is created there."""
     try:
-        card.validate()
+        patiently(card.validate)
     except ValueError as error:
         try:
             faults = "; ".join(fault["message"] for fault in json.loads(str(error))["errors"])

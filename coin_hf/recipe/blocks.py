@@ -163,11 +163,11 @@ class DistillationBlock(Block):
 
     epochs: Count = 20
     """Passes over the samples."""
-    lr: Annotated[Number, Field(gt=0, le=1000, allow_inf_nan=False)] = 1e-5
+    lr: Annotated[Number, Field(gt=0, le=1e30, allow_inf_nan=False)] = 1e-5
     """Learning rate."""
     batch_size: Count = 8
     """Samples per step, over all processes."""
-    weight_decay: Annotated[Number, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.1
+    weight_decay: Annotated[Number, Field(ge=0, le=1e30, allow_inf_nan=False)] = 0.1
     """Weight decay."""
 
 

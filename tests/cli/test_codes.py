@@ -34,6 +34,7 @@ def test_numbers_are_gathered() -> None:
     assert gathered(["--betas"]) == ["--betas"]
 
 
+@pytest.mark.slow
 def test_code_prints_betas_and_every_pattern(coin_hf: Command) -> None:
     status, out, err = coin_hf("design", "--experts", "4", "--coded", "2")
     assert (status, err) == (0, "")
@@ -88,6 +89,7 @@ def test_recode_and_evaluate(coded: Path, tmp_path: Path, coin_hf: Command) -> N
     assert result["calibration"]["losses"] == pytest.approx(direct["calibration"]["losses"])
 
 
+@pytest.mark.slow
 def test_fisher_alone_equals_the_saved_one(coded: Path, tmp_path: Path, coin_hf: Command) -> None:
     low = coded.parent / "low"
     status, out, err = coin_hf("fisher", low, "--like", coded, "--output", tmp_path)
@@ -116,6 +118,7 @@ def test_fisher_of_a_dataset(tmp_path: Path, coin_hf: Command) -> None:
     assert re.fullmatch("[0-9a-f]{64}", said["samples_sha256"])
 
 
+@pytest.mark.slow
 def test_tune_betas(coded: Path, coin_hf: Command) -> None:
     arguments = ("tune-betas", coded, "--missing", "0.4", "0.05", "--json")
     status, out, err = coin_hf(*arguments)

@@ -71,6 +71,7 @@ def test_a_draw_without_damage_is_the_same_and_damaged_rows_are_replaced(tmp_pat
     assert lost > 0
 
 
+@pytest.mark.slow
 def test_counts_are_recorded(tmp_path: Path) -> None:
     make_world(tmp_path)
     recipe = recipe_dict(tmp_path, samples={"per_expert": 60})
@@ -104,6 +105,7 @@ def test_counts_are_recorded(tmp_path: Path) -> None:
     assert "left out" in (tmp_path / "coded/README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_test_set_of_nothing_but_damage_is_one_sentence(tmp_path: Path) -> None:
     make_world(tmp_path)
     recipe = recipe_dict(tmp_path)

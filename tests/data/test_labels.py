@@ -89,6 +89,7 @@ NAMES = ["10", "9", "8", "7", "6", "5", "4", "3", "2", "1"]
 """Digit d is class d of the experts; by text the folders come in another order."""
 
 
+@pytest.mark.slow
 def test_accuracy_is_by_name(tmp_path: Path) -> None:
     folders(tmp_path / "digits", NAMES)
     for seed, (name, labels) in enumerate({"low": range(5), "high": range(5, 10)}.items()):
@@ -202,6 +203,7 @@ def by_position(world: Path, turned: Sequence[int] | None = None) -> dict[str, A
     return recipe
 
 
+@pytest.mark.slow
 def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: Path) -> None:
     same, other, rows = two_orders(tmp_path)
     expected = encode(Recipe.from_dict(by_position(same)))
@@ -239,6 +241,7 @@ def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: P
     assert torch.equal(turned(x)[1], own)
 
 
+@pytest.mark.slow
 def test_an_expert_that_joins_is_permuted_too(tmp_path: Path) -> None:
     same, other, rows = two_orders(tmp_path)
     made = {}
@@ -266,6 +269,7 @@ def test_an_expert_that_joins_is_permuted_too(tmp_path: Path) -> None:
         assert torch.equal(turned(x)[1], load_expert(str(other / "high")).model(x).detach())
 
 
+@pytest.mark.slow
 def test_an_expert_at_chance_is_warned_of(world: Path, tmp_path: Path) -> None:
     save_timm(tmp_path / "noise", timm_model(5))
     recipe = recipe_dict(world)

@@ -175,6 +175,7 @@ def test_lambda_is_the_best_candidate_and_the_result_says_by_what(coded: Path) -
     assert best["coding_loss"] == pytest.approx(sum(losses) / 16, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_without_labels_lambda_is_chosen_by_agreement(world: Path, tmp_path: Path) -> None:
     blocks = {}
     for name, labels in LABELS.items():
@@ -190,6 +191,7 @@ def test_without_labels_lambda_is_chosen_by_agreement(world: Path, tmp_path: Pat
     assert [erasure["points"] for erasure in result["erasures"]] == [40, 40]
 
 
+@pytest.mark.slow
 def test_held_out_samples_alone_choose_lambda(world: Path) -> None:
     samples = {"per_expert": 8, "held_out": 0.25}
     given = Recipe.from_dict({**recipe_dict(world), "samples": samples, "lam": "auto"})
@@ -198,6 +200,7 @@ def test_held_out_samples_alone_choose_lambda(world: Path) -> None:
     assert result["samples"]["count"] == 16
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_result_or_measures_other_data(coded: Path, tmp_path: Path) -> None:
     first = result_of(coded)
     again = evaluate(coded)
@@ -231,6 +234,7 @@ def test_evaluate_refuses_data_that_changed(coded: Path, tmp_path: Path) -> None
         evaluate(tree / "coded")
 
 
+@pytest.mark.slow
 def test_three_experts(coded: Path, tmp_path: Path) -> None:
     betas = (0.5, 0.25, 0.25)
     save_timm(tmp_path / "even", timm_model(2))
@@ -256,12 +260,14 @@ def test_three_experts(coded: Path, tmp_path: Path) -> None:
         assert all(torch.equal(answers[j], f[j]) for j in range(3) if j != i)
 
 
+@pytest.mark.slow
 def test_streaming_finds_the_same_numbers(coded: Path) -> None:
     overrides = [f"datasets.{name}.streaming=true" for name in LABELS]
     streamed = evaluate(coded, overrides=overrides)
     assert streamed["erasures"] == evaluate(coded)["erasures"]
 
 
+@pytest.mark.slow
 def test_encode_streams(world: Path) -> None:
     given = recipe_dict(world)
     for block in given["datasets"].values():

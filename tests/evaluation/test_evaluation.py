@@ -162,6 +162,7 @@ def test_the_output_average_loses_nothing_at_any_precision(
         assert erasure.scores[NO_CODED_MODEL].coding_loss is None
 
 
+@pytest.mark.slow
 def test_batch_sizes_do_not_matter(folder: Path) -> None:
     world = World(folder, 3)
     alone, sevens, whole = (world.evaluate(size) for size in (1, 7, 1000))

@@ -190,6 +190,7 @@ def test_a_network_whose_rows_are_not_its_classes_is_refused(tmp_path: Path) -> 
         head_tensors(network, [1, 0, 2, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "resnetv2_50", "levit_128s"])
 def test_the_head_is_found_whatever_it_is_called(name: str) -> None:
     model = randomise(timm.create_model(name, num_classes=10), 0, 0.02)

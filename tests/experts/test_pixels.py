@@ -47,6 +47,7 @@ def test_pixels_and_logits_are_timms_own(tmp_path: Path, form: str) -> None:
             assert torch.equal(expert.model(x[None]), own(x[None]))
 
 
+@pytest.mark.slow
 def test_a_flat_config_is_written_again_with_its_sizes(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         folder = save_timm(tmp_path / name, timm_model(seed))
@@ -110,6 +111,7 @@ def test_a_sideways_photo_is_turned_upright(tmp_path: Path) -> None:
         assert torch.equal(expert.preprocessing(sideways), expert.preprocessing(IMAGE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [[], [7, 30]])
 def test_images_of_several_shapes_are_refused_before_computing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: list[int]

@@ -105,6 +105,7 @@ def test_an_architecture_is_a_name_of_the_registry(tmp_path: Path, name: str) ->
         load_expert(str(expert))
 
 
+@pytest.mark.slow
 def test_a_network_is_bounded_by_its_weights(tmp_path: Path) -> None:
     expert = save_timm(tmp_path / "e", timm_model(0))
     configure(expert, num_classes=8_000_000)
@@ -143,6 +144,7 @@ def cached(folder: Path, repository: Path, repo: str) -> Path:
     return snapshot
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["/proc", "../../../../low", "~/low", "/etc"])
 def test_a_repository_of_the_hub_leads_to_no_folder(
     folder: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +248,7 @@ def test_what_can_be_known_before_is_said_before(tmp_path: Path) -> None:
         Recipe.from_dict(recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["lacks one", "empty", "booleans", "not a number"])
 def test_recoding_takes_whole_fishers_and_writes_finite_numbers(folder: Path, damage: str) -> None:
     for name in ("low", "high"):

@@ -413,6 +413,20 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert files(tmp_path) == before
 
 
+def test_a_full_disk_leaves_no_fisher(world: Path, tmp_path: Path, coin_hf: Command) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    data = ("--dataset", world / "digits", "--per-expert", 4)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        code, _, err = coin_hf("fisher", world / "low", *data, "--output", tmp_path / "fishers")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 2
+    assert "low.safetensors: " in sentence(err)
+    assert "free some space or choose another output" in sentence(err)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["writing", "computing"])
 def test_a_kill_leaves_the_output_whole_or_absent(

@@ -287,19 +287,48 @@ def page(found: dict[str, Outcome], seconds: float) -> str:
     return "\n".join(lines)
 
 
+def kills(folder: Path) -> str:
+    """Count the file operations of every writing command, at each of which the suite kills it."""
+    from faults.kills import operations
+    from faults.test_kills import COMMANDS, fresh
+
+    start = folder / "start"
+    make_world(start, fisher={"save": True}, samples={"per_expert": 4})
+    encode(Recipe.from_yaml(start / "recipe.yaml")).save_pretrained(start / "coded")
+    rows = []
+    for name, (make, _) in COMMANDS.items():
+        place = fresh(start, folder / "w")
+        rows.append(f"| `{name}` | {operations(place, make(place))} |")
+    return "\n".join(
+        [
+            "## Kills",
+            "",
+            "`test_kills.py` kills each command (SIGKILL) just before each of its file operations.",
+            "What is left must be the old output or the new one, whole; run again, the command",
+            "must give the same bytes as without a kill, and no draft may stay.",
+            "",
+            "| command | file operations, a kill at each |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def main() -> None:
     """Run everything and write the page."""
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
     start, found = time.perf_counter(), dict[str, Outcome]()
     with tempfile.TemporaryDirectory() as folder:
+        killed = kills(Path(folder) / "kills")
         for target in targets(Path(folder)):
             with redirect_stderr(io.StringIO()):
                 found[target.name] = run(target, target.count)
             print(target.name, found[target.name], flush=True)
     with redirect_stderr(io.StringIO()):
         found |= run_images(IMAGES)
-    text = page(found, time.perf_counter() - start)
+    text = f"{page(found, time.perf_counter() - start)}\n{killed}"
     Path(__file__).parent.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -158,6 +158,15 @@ def test_bad_betas(betas: Any, expected: str) -> None:
             {"hub": {"repo": "a/b", "private": "maybe"}},
             "'hub.private': expected true or false, got 'maybe'",
         ),
+        (
+            {"evaluation": {"batch_size": 10**30}},
+            f"'evaluation.batch_size': expected at most 2.14748e+09, got {10**30}",
+        ),
+        ({"augment": {"copies": 10**9}}, "'augment.copies': expected at most 1000, got 1000000000"),
+        (
+            {"distillation": {"lr": 1e300}},
+            "'distillation.lr': expected at most 1e+30, got 1e+300",
+        ),
         ({"output": 3}, "'output': expected text (put it in quotes), got 3"),
         ({"experts": "me/low"}, "'experts': expected a list, got 'me/low'"),
         ({"experts": None}, "'experts': expected a list, got None"),

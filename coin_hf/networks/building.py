@@ -47,8 +47,8 @@ class Unfilled(TorchFunctionMode):
 
 SHAPED = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full, torch.eye}
 """Factories whose first arguments are the result's size."""
-RANGED = {torch.arange, torch.linspace, torch.logspace}
-"""Factories of one axis, no longer than their largest argument."""
+STEPPED = {torch.linspace, torch.logspace}
+"""Factories of one axis, whose third argument is its length."""
 
 
 class TooLargeError(ValueError):
@@ -109,13 +109,18 @@ class Bounded(TorchFunctionMode):
 
     def _size(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         """Return the number of elements of a factory's result, or of arguments broadcast."""
-        given = [*args, *(kwargs[key] for key in ("size", "end", "steps") if key in kwargs)]
+        if func in STEPPED:
+            steps = kwargs.get("steps", args[2] if len(args) > 2 else 0)
+            return steps if isinstance(steps, int) else 0
+        given = [*args, *(kwargs[key] for key in ("size", "start", "end", "step") if key in kwargs)]
+        if func is torch.arange:
+            numbers = [n for n in given if isinstance(n, int | float)]
+            start, end, step = (0, *numbers, 1)[-3:] if len(numbers) < 2 else (*numbers, 1)[:3]
+            return int(abs(end - start) / abs(step)) if step else 0
         if func in SHAPED:
             shape = given[0] if given and isinstance(given[0], list | tuple) else given
             sides = [side for side in shape if isinstance(side, int)]
             return math.prod(sides) * (sides[0] if func is torch.eye and len(sides) == 1 else 1)
-        if func in RANGED:
-            return int(max((abs(n) for n in given if isinstance(n, int | float)), default=0))
         shapes = [each.shape for each in args if isinstance(each, Tensor)]
         if len(shapes) < 2:
             return 0

@@ -115,6 +115,8 @@ def test_a_network_is_bounded_by_its_weights(tmp_path: Path) -> None:
         lambda: torch.empty(1 << 20, 1 << 10),
         lambda: torch.zeros(size=(1 << 20, 1 << 10)),
         lambda: torch.arange(1 << 30),
+        lambda: torch.arange(1, 1 << 30, step=2),
+        lambda: torch.linspace(0, 1, steps=1 << 30),
         lambda: torch.ones(1 << 15)[:, None] * torch.ones(1 << 15),
         lambda: timm.create_model("vit_tiny_patch16_224", depth=200),
     ):
@@ -122,6 +124,9 @@ def test_a_network_is_bounded_by_its_weights(tmp_path: Path) -> None:
             call()
     with Bounded(parameters=160, elements=11_000_000) as bound:
         timm.create_model("resnet18")
+        assert torch.linspace(0, 1e12, 5).shape == (5,)
+        assert torch.arange(1e12, 1e12 + 3).shape == (3,)
+        assert torch.arange(0, 1 << 40, 1 << 38).tolist()[1] == 1 << 38
     assert bound.seen == len(list(timm.create_model("resnet18").parameters()))
     torch.empty(1 << 15, 1 << 13)  # no longer bounded
 

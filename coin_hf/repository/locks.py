@@ -33,7 +33,8 @@ def only_writer(output: Path) -> Iterator[None]:
     Raises:
         InputError: If another process holds it.
     """
-    file = output.expanduser().resolve().with_name(f".{output.name}.lock")
+    place = output.expanduser().resolve()  # one lock for a link and what it leads to
+    file = place.with_name(f".{place.name}.lock")
     if fcntl is None or file in _held or not file.parent.is_dir():
         yield  # this process's own, or an output whose folder is still to be made
         return

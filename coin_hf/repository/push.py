@@ -7,7 +7,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
@@ -83,8 +83,11 @@ def check_push(repo_id: str, token: str | None = None) -> None:
         token: Token with write access; by default the saved login.
 
     Raises:
-        InputError: If the id is not valid, there is no token, or the Hub does not accept it.
+        InputError: If the id is not valid, there is no token, the Hub does not accept it, or
+            HF_HUB_OFFLINE is set.
     """
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f"nothing can be pushed to '{repo_id}' offline: unset HF_HUB_OFFLINE")
     with sentences(repo_id, None, "model"):
         validate_repo_id(repo_id)
         if token is None and get_token() is None:

@@ -31,7 +31,7 @@ from coin_hf.reports.card import model_card
 from coin_hf.repository.fisher_files import write_fisher
 from coin_hf.repository.folder import check_output
 from coin_hf.repository.locks import only_writer
-from coin_hf.repository.push import _files
+from coin_hf.repository.push import _files, check_push
 
 pytestmark = pytest.mark.filterwarnings("ignore:Creating a tensor")
 SHA = "1" * 40
@@ -313,6 +313,18 @@ def test_a_second_writer_says_so_and_a_killed_one_frees_the_place(tmp_path: Path
     with only_writer(tmp_path / "out"), only_writer(tmp_path / "out"):  # its own, twice
         assert (tmp_path / ".out.lock").exists()
     assert not (tmp_path / ".out.lock").exists()
+
+
+def test_a_push_that_cannot_be_is_refused_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="nothing can be pushed to 'me/x' offline"):
+        check_push("me/x")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="is neither an existing folder nor a Hub id"):
+        check_push("a/b/c")
+    monkeypatch.setattr("coin_hf.repository.push.get_token", lambda: None)
+    with pytest.raises(InputError, match="no token to push to 'me/x' with: log in"):
+        check_push("me/x")
 
 
 @pytest.mark.slow

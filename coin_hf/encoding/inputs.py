@@ -85,6 +85,7 @@ def open_tests(
         images.check_usable_for_tests()
         if not fixed:
             images.check_one_shape(experts[0].preprocessing)
+            check_runs(experts[0], images.draw(1, seed=(0,))[0].image)
         for pool in pools:
             count = images.shared_rows(pool)
             if count:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from PIL.Image import fromarray
+from PIL.Image import Image, fromarray
 
 from coin_hf.errors import InputError, boundary
 from coin_hf.experts.expert import Expert
@@ -26,19 +26,20 @@ def makes_one_shape(preprocessing: Preprocessing) -> bool:
 
 
 @torch.no_grad()
-def check_runs(expert: Expert) -> None:
+def check_runs(expert: Expert, image: Image | None = None) -> None:
     """Check that a network takes its own preprocessing's input and returns K finite logits.
 
     Args:
-        expert: The expert; one image of noise is passed through.
+        expert: The expert.
+        image: What is passed through; by default an image of noise, if all sizes become one shape.
 
     Raises:
         InputError: If it does not, such as where config.json says one size and its preprocessing
             another.
     """
-    if not makes_one_shape(expert.preprocessing):
-        return  # the images decide; their shapes are checked where they are opened
-    x = fit_to(expert.preprocessing(NOISE)[None], expert.model)
+    if image is None and not makes_one_shape(expert.preprocessing):
+        return  # the images decide: one of them is passed through where they are opened
+    x = fit_to(expert.preprocessing(image or NOISE)[None], expert.model)
     with boundary(
         f"expert '{expert.name}' cannot take the input of shape {tuple(x.shape[1:])} that its "
         "preprocessing makes",

@@ -9,7 +9,15 @@ import PIL.Image
 import pytest
 import timm
 import torch
-from builders import SIZED, digits, recipe_dict, save_timm, save_transformers, timm_model
+from builders import (
+    SIZED,
+    digits,
+    recipe_dict,
+    save_digits,
+    save_timm,
+    save_transformers,
+    timm_model,
+)
 from datasets import Dataset
 from timm.data import create_transform, resolve_model_data_config
 
@@ -138,4 +146,18 @@ def test_images_of_several_shapes_are_refused_before_computing(
         return
     monkeypatch.setattr("coin_hf.pipeline.run_coder", None)  # not reached
     with pytest.raises(InputError, match=r"become inputs of different shapes, \(3, 8, 8\) and"):
+        encode(recipe)
+
+
+def test_images_of_another_size_than_the_networks_are_refused_before_computing(
+    tmp_path: Path,
+) -> None:
+    for seed, name in enumerate(("low", "high")):
+        folder = save_transformers(tmp_path / name, seed, size=16)
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        settings |= {"do_resize": False}
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    save_digits(tmp_path / "digits", 40, 40)
+    recipe = Recipe.from_dict(recipe_dict(tmp_path, samples={"per_expert": 2}))
+    with pytest.raises(InputError, match=r"'low' cannot take the input of shape \(3, 8, 8\) that"):
         encode(recipe)

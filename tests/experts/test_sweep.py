@@ -84,7 +84,8 @@ def ours(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor]] | str:
     """What coin-hf computes, or its sentence."""
     try:
         expert = load_expert(str(folder))
-        check_runs(expert)
+        for image in (None, *IMAGES):
+            check_runs(expert, image)
         return logits_and_pixels(expert.model, expert.preprocessing)
     except InputError as error:
         return str(error)

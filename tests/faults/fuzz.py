@@ -19,6 +19,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from builders import digits, make_world, recipe_dict, save_timm, save_transformers, timm_model
 from faults.mutations import damaged_bytes, damaged_json
 from PIL import Image
@@ -319,6 +320,7 @@ def main() -> None:
     """Run everything and write the page."""
     warnings.simplefilter("ignore")
     datasets.disable_progress_bars()
+    torch.set_num_threads(1)  # commands run in forked processes, which have no other threads
     start, found = time.perf_counter(), dict[str, Outcome]()
     with tempfile.TemporaryDirectory() as folder:
         killed = kills(Path(folder) / "kills")

@@ -65,7 +65,7 @@ def encode(
     if push and parsed.hub is not None:
         from coin_hf.repository.push import check_push
 
-        check_push(parsed.hub.repo)
+        check_push(parsed.hub.repo, create_pr=parsed.hub.create_pr)
     writes = parsed.output is not None and speaks()
     with only_writer(Path(str(parsed.output))) if writes else nullcontext():
         ensemble = pipeline.encode(parsed, progress=True, resume=checkpoints)

@@ -75,16 +75,17 @@ def commit_files(
     return str(commit.pr_url or commit.commit_url)
 
 
-def check_push(repo_id: str, token: str | None = None) -> None:
+def check_push(repo_id: str, *, create_pr: bool = False, token: str | None = None) -> None:
     """Check what can be known of a push before anything is computed for it.
 
     Args:
         repo_id: Hub id.
+        create_pr: A pull request is opened, which others may do too.
         token: Token with write access; by default the saved login.
 
     Raises:
-        InputError: If the id is not valid, there is no token, the Hub does not accept it, or
-            HF_HUB_OFFLINE is set.
+        InputError: If the id is not valid, there is no token, the Hub does not accept it, it may
+            not write there, or HF_HUB_OFFLINE is set.
     """
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"nothing can be pushed to '{repo_id}' offline: unset HF_HUB_OFFLINE")
@@ -92,7 +93,15 @@ def check_push(repo_id: str, token: str | None = None) -> None:
         validate_repo_id(repo_id)
         if token is None and get_token() is None:
             raise InputError(f"no token to push to '{repo_id}' with: log in with `hf auth login`")
-        patiently(HfApi(token=token).whoami)
+        user = patiently(HfApi(token=token).whoami)
+        owners = [user["name"], *(each["name"] for each in user.get("orgs", []))]
+        role = (user.get("auth") or {}).get("accessToken", {}).get("role")
+    owner, _, _ = repo_id.rpartition("/")
+    if role == "read" or (owner and owner not in owners and not create_pr):
+        raise InputError(
+            f"the token of '{user['name']}' may not write to '{repo_id}': log in by `hf auth "
+            "login` with one that may, or push to a repository of your own"
+        )
 
 
 def _create(api: HfApi, repo_id: str, private: bool) -> bool:

@@ -229,13 +229,16 @@ def commands(
         "bad-name": push("me/a--b..c"),
         "not-coded": {"args": ["push", str(user / "home"), "me/x"], "token": WRITER},
         "encode-others": encode(
-            "encode-others",
+            "encode-others", "--push", output=out, hub={"repo": "you/not-mine"}
+        ),
+        "full": encode(
+            "full",
             "--push",
             output=str(user / "kept"),
-            hub={"repo": "you/not-mine"},
+            hub={"repo": "hoarder/too-much"},
             lam=2.0,
+            token=HOARDER,
         ),
-        "full": {"args": ["push", str(user / "kept"), "hoarder/too-much"], "token": HOARDER},
         "encode-bad-token": encode("encode-bad-token", token="hf_wrong", output=out),
         "missing-expert": encode("missing-expert", experts=("me/nothing", "me/high"), output=out),
         "hidden-expert": encode(
@@ -353,7 +356,7 @@ REFUSALS = {
     "licence": r"the Hub refuses the card of 'me/own-licence': .*\"license\" must be one of",
     "bad-name": r"'me/a--b\.\.c' is neither an existing folder nor a Hub id",
     "not-coded": r"is not a coded model \(it has no coin\.json\): make one with `coin-hf encode",
-    "encode-others": r"the Hub refused access to the model 'you/not-mine' \(403\): ",
+    "encode-others": r"the token of 'me' may not write to 'you/not-mine': log in by `hf auth",
     "encode-bad-token": r"the Hub refused access to the model 'me/low' \(401\): .*Invalid cred",
     "missing-expert": r"there is no model 'me/nothing' on the Hub, nor a folder of that name",
     "hidden-expert": r"there is no model 'me/hidden' on the Hub, .*log in .*if it is private",

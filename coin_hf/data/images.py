@@ -122,7 +122,9 @@ class LabelledImages:
         if isinstance(self.data, Dataset):
             for _, rows in self.batches(64, limit=None, seed=(0,), shard=(0, 1)):
                 first = {row.image.size: row for row in reversed(rows)} | first
-            prepared_batch(list(first.values()), preprocessing)
+            self.damaged.clear()  # counted again where rows are used: a limit may leave some out
+            if first:
+                prepared_batch(list(first.values()), preprocessing)
 
     def draw(self, count: int, *, seed: Sequence[int]) -> list[Row]:
         """Draw rows without replacement, with a separate random state.

@@ -137,7 +137,7 @@ def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
         snapshot = Path(
             patiently(snapshot_download, path, revision=revision, allow_patterns=allow_patterns)
         )
-        check_downloads(snapshot, f"model '{path}'")
+        check_downloads(snapshot, f"model '{path}'", allow_patterns)
         return snapshot
 
 

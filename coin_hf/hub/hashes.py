@@ -3,7 +3,8 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def folder_revision(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def check_downloads(snapshot: Path, what: str) -> None:
+def check_downloads(snapshot: Path, what: str, patterns: Sequence[str] = ("*",)) -> None:
     """Check that the files of a downloaded snapshot hold what their names in the cache say.
 
     A file is hashed once in a process, until it changes.
@@ -40,12 +41,16 @@ def check_downloads(snapshot: Path, what: str) -> None:
         snapshot: A snapshot in the Hub's cache; its files are links to blobs named by their hash.
             Files that are no links are not checked: nothing says what they should hold.
         what: What was downloaded, for messages.
+        patterns: Which files were asked for; others, of earlier downloads, are not read.
 
     Raises:
         InputError: If a file's content has another hash.
     """
     for file in _files(snapshot):
         blob = Path(os.path.realpath(file))
+        name = file.relative_to(snapshot).as_posix()
+        if not any(fnmatchcase(name, pattern) for pattern in patterns):
+            continue
         if not file.is_symlink() or not BLOB.fullmatch(blob.name):
             continue
         kind = "sha256" if len(blob.name) == 64 else "git"

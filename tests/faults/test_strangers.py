@@ -198,6 +198,7 @@ def test_a_download_is_what_the_hub_says(folder: Path, tmp_path: Path) -> None:
     small.write_bytes(b"hullo\n")
     with pytest.raises(InputError, match=r"notes\.txt"):
         check_downloads(snapshot, "model 'me/coded'")
+    check_downloads(snapshot, "model 'me/coded'", ["*.json"])  # nobody reads the notes
 
 
 def test_a_push_publishes_what_coin_hf_writes(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from builders import digits, recipe_dict, save_digits, save_sliced, save_timm
+from builders import digits, recipe_dict, save_digits, save_sliced, save_timm, save_transformers
 from safetensors.torch import load_file
 
 from coin_hf import CodedEnsemble, InputError, Recipe, encode, evaluate, load_expert, recode
@@ -177,6 +177,40 @@ def test_three_share_some(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[0, 1, 2\] .* of those that share a label"):
         ensemble(x, missing=[0, 1, 2])  # all three have the digit 5
     assert len(ensemble(x, missing=[0, 1])) == 3
+
+
+LETTERS = [*"0123456789", *"abcdefghijklmnopqrstuvwxyzß"]
+
+
+def test_ten_and_thirty_seven_classes_of_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification, pipeline
+
+    save_digits(tmp_path / "digits")
+    for name, names in {"low": LETTERS[:10], "high": LETTERS[5:] + LETTERS[:5]}.items():
+        folder = save_transformers(tmp_path / name, classes=len(names))
+        config = json.loads((folder / "config.json").read_text())
+        config["id2label"] = {str(k): label for k, label in enumerate(names)}
+        config["label2id"] = {label: k for k, label in enumerate(names)}
+        (folder / "config.json").write_text(json.dumps(config))
+    ensemble = encode(Recipe.from_dict(recipe_dict(tmp_path, fisher={"save": True})))
+    ensemble.save_pretrained(tmp_path / "coded")
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "coded").eval()
+    assert sorted(model.config.id2label.values()) == sorted(LETTERS)
+    x = torch.stack([ensemble.preprocess(row["image"]) for row in digits(slice(0, 3))])
+    loaded = CodedEnsemble.from_pretrained(tmp_path / "coded", experts=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).logits, loaded.coded_logits(x)[0], rtol=0, atol=1e-6)
+    for missing in ("low", "high"):
+        found = loaded(x, missing=[missing])
+        assert [f.shape for f in found] == [(3, 10), (3, 37)]
+        for a, b in zip(found, ensemble(x, missing=[missing]), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    classify = pipeline("image-classification", model=str(tmp_path / "coded"), device="cpu")
+    assert classify(digits(slice(0, 1))[0]["image"])[0]["label"] in LETTERS
+    recode(tmp_path / "coded", tmp_path / "recoded", betas=[0.5, 0.5])
+    again = load_file(tmp_path / "recoded/model.safetensors")
+    for name, value in load_file(tmp_path / "coded/model.safetensors").items():
+        assert torch.equal(again[name], value), name
 
 
 def test_recoding_widens_as_encoding_does(tmp_path: Path) -> None:

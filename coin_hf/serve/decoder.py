@@ -1,0 +1,94 @@
+"""Decode one answer from those that arrived, with what a coded repository records alone."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from coin_hf.erasure.code import ErasureCode
+from coin_hf.experts.heads import columns
+from coin_hf.records.coin import ClassOrder, CoinRecord
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Which answers suffice for an expert's, and the answer that they give."""
+
+    code: ErasureCode
+    orders: tuple[ClassOrder | None, ...]
+    """The rows of each expert's classes; None where they are its own head's."""
+
+    @classmethod
+    def of(cls, coin: CoinRecord) -> "Decoder":
+        """Read the code from a coded repository's record.
+
+        Args:
+            coin: The content of `coin.json`.
+
+        Returns:
+            The decoder.
+        """
+        losses = None if coin.calibration is None else coin.calibration.losses
+        weights = coin.recipe.coding_weights
+        code = ErasureCode(weights, losses=losses, labels=coin.label_sets)
+        return cls(code, tuple(expert.class_order for expert in coin.experts))
+
+    def helpers(self, expert: int) -> tuple[int, ...]:
+        """Return the other experts whose answers decoding takes: those that share a label.
+
+        Args:
+            expert: Index of the expert.
+
+        Returns:
+            Their indices, ascending.
+        """
+        if self.code.labels is not None:
+            return self.code.labels.sharing(expert)
+        return tuple(j for j in range(self.code.num_experts) if j != expert)
+
+    def suffices(self, expert: int, experts: Collection[int], coded: Collection[int]) -> bool:
+        """Say whether answers suffice to decode an expert's.
+
+        Args:
+            expert: Index of the expert.
+            experts: Indices of the experts that answered.
+            coded: Indices of the coded models that answered.
+
+        Returns:
+            Whether no label of it is asked of more missing experts than coded models answered.
+        """
+        everyone = tuple(range(self.code.num_experts))
+        groups = (everyone,) if self.code.labels is None else tuple(self.code.labels.groups)
+        return all(
+            sum(i not in experts for i in owners) <= len(coded)
+            for owners in groups
+            if expert in owners
+        )
+
+    def decode(
+        self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+    ) -> Tensor:
+        """Decode an expert's answer.
+
+        Args:
+            expert: Index of the expert.
+            experts: Logits (B, K_i) of the experts that answered, each in its own order.
+            coded: Logits (B, K) of the coded models that answered.
+
+        Returns:
+            Logits (B, K_i) of the expert's own classes in its own order.
+
+        Raises:
+            ValueError: If the answers do not suffice or have other shapes.
+        """
+        rows = {i: columns(answer, self.orders[i], "own") for i, answer in experts.items()}
+        if self.code.labels is not None:  # what others lack is no part of this expert's answer
+            shared = {expert, *self.code.labels.sharing(expert)}
+            like = next(iter(coded.values()))
+            rows |= {
+                i: like.new_zeros(like.shape)
+                for i in range(self.code.num_experts)
+                if i not in shared and i not in rows
+            }
+        found = self.code.decode(rows, coded)[expert]
+        return columns(found, self.orders[expert], "rows")

@@ -1,0 +1,84 @@
+"""What a router reports while it answers."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+How = Literal["direct", "decoded"]
+Suppressed = Literal["busy", "tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reply:
+    """One expert's answer."""
+
+    expert: str
+    logits: Tensor
+    """Raw logits of its own classes in its own order, shape (K_i,)."""
+    how: How
+    """`direct`: its own; `decoded`: computed from the others'."""
+    hedged: bool
+    """Whether others were asked for it because it was late or failed."""
+    used: tuple[str, ...]
+    """The networks whose answers it was made of."""
+    missing: tuple[str, ...]
+    """Experts that were asked and had not answered."""
+    seconds: float
+
+
+class Observer(Protocol):
+    """Who listens to a router's events."""
+
+    def answered(self, reply: Reply) -> None:
+        """Note an answer."""
+        ...
+
+    def failed(self, expert: str, error: BaseException) -> None:
+        """Note a request without an answer."""
+        ...
+
+    def hedged(self, expert: str, reason: str) -> None:
+        """Note that others were asked: the expert is `late`, `failed`, `down` or `asked` about."""
+        ...
+
+    def suppressed(self, expert: str, reason: Suppressed) -> None:
+        """Note a hedge that was not made: helpers `busy`, or no `tokens` left."""
+        ...
+
+    def cancelled(self, network: str) -> None:
+        """Note a request to a network that nobody waits for any more."""
+        ...
+
+    def wasted(self, network: str) -> None:
+        """Note an answer that came too late to be used."""
+        ...
+
+    def agreed(self, expert: str, same: bool) -> None:
+        """Note whether a decoded and a direct answer that both arrived name the same class."""
+        ...
+
+
+class Unobserved:
+    """Listens to nothing."""
+
+    def answered(self, reply: Reply) -> None:
+        """Ignore it."""
+
+    def failed(self, expert: str, error: BaseException) -> None:
+        """Ignore it."""
+
+    def hedged(self, expert: str, reason: str) -> None:
+        """Ignore it."""
+
+    def suppressed(self, expert: str, reason: Suppressed) -> None:
+        """Ignore it."""
+
+    def cancelled(self, network: str) -> None:
+        """Ignore it."""
+
+    def wasted(self, network: str) -> None:
+        """Ignore it."""
+
+    def agreed(self, expert: str, same: bool) -> None:
+        """Ignore it."""

@@ -1,0 +1,95 @@
+"""Settings of serving: deadlines, hedging, breakers, limits."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from coin_hf.recipe.blocks import Block, Count, Number
+
+Seconds = Annotated[Number, Field(gt=0, le=3600)]
+Backend = Literal["local", "remote", "ray"]
+
+
+class DeadlineBlock(Block):
+    """When an expert counts as late: a quantile of its recent direct answers, within bounds."""
+
+    quantile: Annotated[Number, Field(gt=0, lt=1)] = 0.95
+    """Share of recent answers that came sooner."""
+    least: Seconds = 0.01
+    """Never sooner than this, in seconds."""
+    most: Seconds = 2.0
+    """Never later, and the deadline before there are enough answers."""
+
+
+class HedgeBlock(Block):
+    """When a late answer may be computed from others: helpers idle, and a token left."""
+
+    tokens: Annotated[Number, Field(ge=0, le=1e6)] = 10.0
+    """Size of the bucket; each hedge takes one. 0 for no hedging at all."""
+    refill: Annotated[Number, Field(ge=0, le=1)] = 0.05
+    """Part of a token that each direct answer in time gives back: at most so many hedges each."""
+
+
+class BreakerBlock(Block):
+    """When an expert counts as down, and is answered for at once."""
+
+    misses: Count = 5
+    """Errors or unanswered requests in a row until then."""
+    probe: Seconds = 1.0
+    """Seconds between requests that try it again."""
+    shed: Annotated[Number, Field(gt=0, le=1)] = 0.5
+    """Share of the helpers' time in use above which its requests are refused: each takes all."""
+
+
+class BatchBlock(Block):
+    """Dynamic batching of the `local` backend: what waits while a network runs goes together."""
+
+    most: Count = 16
+    """Most inputs of a batch."""
+
+
+class LimitBlock(Block):
+    """What a request may take."""
+
+    body: Count = 10 * 2**20
+    """Most bytes of a request's body."""
+    pixels: Count = 64 * 10**6
+    """Most pixels of an image."""
+    waiting: Count = 256
+    """Most requests in work at once; more are refused with 429."""
+    seconds: Seconds = 30.0
+    """A request without any answer by then fails with 504."""
+
+
+class ServeSettings(Block):
+    """How a coded repository is served."""
+
+    backend: Backend = "local"
+    """`local`: all networks in this process; `remote`: other servers; `ray`: Ray Serve."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port; 0 for a free one."""
+    device: str = "cpu"
+    """Device of the networks (`local` and `ray`)."""
+    urls: dict[str, str] | None = None
+    """For `remote`: each expert's address by name, and each coded model's as `coded`, `coded-1`."""
+    deadline: DeadlineBlock = DeadlineBlock()
+    hedge: HedgeBlock = HedgeBlock()
+    breaker: BreakerBlock = BreakerBlock()
+    batch: BatchBlock = BatchBlock()
+    limits: LimitBlock = LimitBlock()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.deadline.least > self.deadline.most:
+            raise ValueError(
+                f"deadline.least ({self.deadline.least:g} s) is above deadline.most "
+                f"({self.deadline.most:g} s)"
+            )
+        if (self.backend == "remote") != (self.urls is not None):
+            raise ValueError(
+                "`urls` says where the networks answer, for the backend `remote` alone"
+            )
+        return self

@@ -1,0 +1,45 @@
+"""The share of time that a network is in use."""
+
+import math
+from collections.abc import Callable
+
+from coin_hf.serve.network import Network
+
+MEMORY = 5.0
+"""Seconds after which what was counts for 1/e."""
+
+
+class Usage:
+    """An exponentially weighted mean of whether a network is in use, over time."""
+
+    def __init__(self, network: Network, now: Callable[[], float]) -> None:
+        """Start idle.
+
+        Args:
+            network: The network.
+            now: The time in seconds.
+        """
+        self._network, self._now, self._last = network, now, now()
+        self._busy, self._share = False, 0.0
+
+    def asked(self) -> None:
+        """Note that a request begins."""
+        self._note(True)
+
+    def settled(self) -> None:
+        """Note that a request ended, or that nobody waits for it any more."""
+        self._note(self._network.waiting > 0)
+
+    @property
+    def share(self) -> float:
+        """The share of recent time that it was in use, in [0, 1]."""
+        # Work that goes on after its request was given up ends without a note.
+        return self._until_now(self._busy and self._network.waiting > 0)
+
+    def _note(self, busy: bool) -> None:
+        self._share, self._last = self._until_now(self._busy), self._now()
+        self._busy = busy
+
+    def _until_now(self, busy: bool) -> float:
+        kept = math.exp((self._last - self._now()) / MEMORY)
+        return kept * self._share + (1 - kept) * busy

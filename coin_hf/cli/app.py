@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import coin_hf
-from coin_hf.cli import codes, models
+from coin_hf.cli import codes, models, serving
 from coin_hf.cli.numbers import gathered
 from coin_hf.cli.output import say, speaks
 from coin_hf.errors import InputError
@@ -65,6 +65,7 @@ COMMANDS = (
     codes.fisher,
     codes.design,
     codes.tune_betas,
+    serving.serve,
     models.schema,
 )
 for command in COMMANDS:

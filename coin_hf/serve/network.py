@@ -9,8 +9,11 @@ class Network(Protocol):
     """One expert or coded model, as the router sees it."""
 
     name: str
-    stops: bool
-    """Whether a cancelled request ends there; else its slot stays taken until it is done."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether a cancelled request ends there; else its slot stays taken until it is done."""
+        ...
 
     @property
     def waiting(self) -> int:

@@ -1,0 +1,277 @@
+"""The HTTP interface: the Hub's classification API for each expert, and what operators read."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from coin_hf.errors import InputError
+from coin_hf.serve.answers import FUNCTIONS, Function, elements
+from coin_hf.serve.events import Reply
+from coin_hf.serve.network import Late, Overloaded, Unanswered
+from coin_hf.serve.question import Question, from_base64, question
+from coin_hf.serve.router import Decoded
+from coin_hf.serve.service import Service, Target
+from coin_hf.serve.settings import ServeSettings
+
+RETRY_AFTER = "1"
+"""Seconds that a refused client is asked to wait."""
+DRAINED = 4
+"""A body is read up to this many times its limit before its sender is cut off."""
+DECODED: tuple[Decoded, ...] = ("allow", "refuse", "only")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for."""
+
+    raw: bytes | str
+    top_k: int | None
+    function: Function
+    decoded: Decoded
+
+
+def make_app(target: Target, settings: ServeSettings) -> Starlette:
+    """Make the application.
+
+    Args:
+        target: The coded repository.
+        settings: How it is served.
+
+    Returns:
+        An ASGI application; its networks start and end with it.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.service = Service(target, settings)
+        try:
+            yield
+        finally:
+            await app.state.service.close()
+
+    return Starlette(
+        routes=[
+            Route("/models/{expert:path}", _ask, methods=["POST"]),
+            Route("/ensemble", _ask_all, methods=["POST"]),
+            Route("/health", _health),
+            Route("/ready", _ready),
+            Route("/info", _info),
+            Route("/metrics", _metrics),
+        ],
+        exception_handlers={
+            HTTPException: _http_error,
+            InputError: _input_error,
+            Unanswered: _unanswered,
+            Exception: _failure,
+        },
+        lifespan=lifespan,
+    )
+
+
+async def _ask(request: Request) -> Response:
+    """Answer for one expert."""
+    service: Service = request.app.state.service
+    name = request.path_params["expert"]
+    try:
+        expert = service.expert(name)
+    except KeyError:
+        raise HTTPException(
+            404, f"there is no expert '{name}': they are named {', '.join(service.names)}"
+        ) from None
+    began = time.perf_counter()
+    async with _room(service):
+        asked = await _read(request, service)
+        x = await _prepared(asked, service)
+        reply = await service.router.ask(expert, x, asked.decoded)
+    answer: Any = _elements(reply, service.target.labels[expert], asked)
+    if service.target.task == "text-classification":
+        answer = [answer]  # as the Hub's API has it
+    headers = _headers([reply], began)
+    if reply.how == "decoded" and (nda := service.ndas.get(reply.expert)) is not None:
+        headers["x-coin-nda"] = f"{nda:.2f}"
+    return JSONResponse(answer, headers=headers)
+
+
+async def _ask_all(request: Request) -> Response:
+    """Answer for every expert."""
+    service: Service = request.app.state.service
+    began = time.perf_counter()
+    async with _room(service):
+        asked = await _read(request, service)
+        if asked.decoded != "allow":
+            raise HTTPException(422, "`decoded` is for one expert: all are asked here")
+        x = await _prepared(asked, service)
+        replies = await service.router.ask_all(x)
+    found = [
+        {
+            "expert": reply.expert,
+            "decoded": reply.how == "decoded",
+            "answer": _elements(reply, labels, asked),
+        }
+        for reply, labels in zip(replies, service.target.labels, strict=True)
+    ]
+    return JSONResponse(found, headers=_headers(replies, began))
+
+
+async def _health(request: Request) -> Response:
+    """Say that the process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+async def _ready(request: Request) -> Response:
+    """Say whether every expert can be answered for."""
+    ready = request.app.state.service.ready
+    return JSONResponse({"ready": ready}, status_code=200 if ready else 503)
+
+
+async def _info(request: Request) -> Response:
+    """Describe what is served."""
+    return JSONResponse(request.app.state.service.info())
+
+
+async def _metrics(request: Request) -> Response:
+    """Return the metrics."""
+    return Response(request.app.state.service.measured(), media_type="text/plain; version=0.0.4")
+
+
+@asynccontextmanager
+async def _room(service: Service) -> AsyncIterator[None]:
+    """Refuse a request where too many are in work."""
+    if service.in_work >= service.settings.limits.waiting:
+        raise Overloaded(f"{service.in_work} requests are in work: try again")
+    service.in_work += 1
+    try:
+        yield
+    finally:
+        service.in_work -= 1
+
+
+async def _read(request: Request, service: Service) -> Asked:
+    """Read a request: an image's bytes, or JSON of `inputs` and `parameters`."""
+    body = await _body(request, service.settings.limits.body)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    image = service.target.task == "image-classification"
+    if kind != "application/json" and image:
+        return Asked(body, None, "softmax", "allow")
+    if kind != "application/json":
+        raise HTTPException(400, 'send JSON: {"inputs": "a text"}')
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the body is no JSON") from None
+    if not isinstance(data, dict) or not isinstance(data.get("inputs"), str):
+        raise HTTPException(422, 'send {"inputs": "..."}, one string')
+    raw = from_base64(data["inputs"]) if image else data["inputs"]
+    parameters = data.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise HTTPException(422, "`parameters` must be an object")
+    known = ("top_k", "function_to_apply", "decoded")
+    if unknown := sorted(parameters.keys() - set(known)):
+        raise HTTPException(422, f"unknown parameter '{unknown[0]}': known are {', '.join(known)}")
+    top_k = parameters.get("top_k")
+    if top_k is not None and (type(top_k) is not int or top_k < 1):
+        raise HTTPException(422, "`top_k` must be a whole number from 1 on")
+    return Asked(
+        raw,
+        top_k,
+        _one_of(parameters, "function_to_apply", FUNCTIONS),
+        _one_of(parameters, "decoded", DECODED),
+    )
+
+
+def _one_of(parameters: dict[str, Any], key: str, known: Sequence[Any]) -> Any:
+    """Return one of some words; the first where none is given."""
+    given = parameters.get(key) or known[0]
+    if given not in known:
+        raise HTTPException(422, f"`{key}` must be one of {', '.join(known)}")
+    return given
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """Read the body; what is above the limit is read and dropped, so that its sender listens."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= most:
+            parts.append(part)
+        elif size > DRAINED * most:
+            break
+    if not size:
+        raise HTTPException(400, "the body is empty")
+    if size > most:
+        raise HTTPException(413, f"the body has more than {most} bytes")
+    return b"".join(parts)
+
+
+async def _prepared(asked: Asked, service: Service) -> Question:
+    """Decode and preprocess the input, in a thread."""
+    target, limits = service.target, service.settings.limits
+    work: Callable[[], Question] = lambda: question(  # noqa: E731
+        asked.raw, target.prepare, target.task, limits
+    )
+    return await asyncio.get_running_loop().run_in_executor(service.preparing, work)
+
+
+def _elements(reply: Reply, labels: Sequence[str], asked: Asked) -> list[dict[str, Any]]:
+    return elements(
+        reply.logits,
+        labels,
+        top_k=asked.top_k,
+        function=asked.function,
+        decoded=reply.how == "decoded",
+    )
+
+
+def _headers(replies: Sequence[Reply], began: float) -> dict[str, str]:
+    """Say how an answer came about."""
+
+    def names(each: Sequence[str]) -> str:
+        return ", ".join(quote(name, safe=" ") for name in dict.fromkeys(each))
+
+    decoded = any(reply.how == "decoded" for reply in replies)
+    return {
+        "x-coin-answer": "decoded" if decoded else "direct",
+        "x-coin-hedged": str(any(reply.hedged for reply in replies)).lower(),
+        "x-coin-missing": names([name for reply in replies for name in reply.missing]),
+        "x-coin-used": names([name for reply in replies for name in reply.used]),
+        "x-compute-time": f"{time.perf_counter() - began:.6f}",
+    }
+
+
+def _said(status: int, message: str, **headers: str) -> Response:
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # as it is registered
+    return JSONResponse(
+        {"error": error.detail}, status_code=error.status_code, headers=error.headers
+    )
+
+
+def _input_error(request: Request, error: Exception) -> Response:
+    message = str(error)
+    return _said(413 if "above the limit" in message else 400, message)
+
+
+def _unanswered(request: Request, error: Exception) -> Response:
+    if isinstance(error, Overloaded):
+        return JSONResponse(
+            {"error": str(error)}, status_code=429, headers={"retry-after": RETRY_AFTER}
+        )
+    return _said(504 if isinstance(error, Late) else 503, str(error))
+
+
+def _failure(request: Request, error: Exception) -> Response:
+    return _said(500, f"internal error: {type(error).__name__}")

@@ -1,0 +1,130 @@
+"""The embedded backend: each network in this process, in a thread of its own, with batches."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coin_hf.experts.heads import columns
+from coin_hf.networks.inputs import cast, stack, to_device
+from coin_hf.networks.logits import call
+from coin_hf.records.coin import ClassOrder
+from coin_hf.serve.question import Question
+
+Waiting = tuple[Any, "asyncio.Future[Tensor]"]
+
+
+class LocalNetwork:
+    """A network that runs in a thread; what waits while it runs goes together in one batch."""
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        order: ClassOrder | None = None,
+        most: int = 16,
+        stacked: Callable[[Sequence[Any]], Any] = stack,
+    ) -> None:
+        """Start idle.
+
+        Args:
+            name: Its name.
+            model: The network, in eval mode, on its device.
+            order: The rows of an expert's own classes, which alone it answers; None for all rows.
+            most: Most inputs of a batch.
+            stacked: Single inputs of one form -> a batch.
+        """
+        self.name, self._model, self._order = name, model, order
+        self._most, self._stacked = most, stacked
+        first = next(model.parameters())
+        self._device, self._dtype = first.device, first.dtype
+        self._queue: deque[Waiting] = deque()
+        self._running = 0
+        self._runner: asyncio.Task[None] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"coin-hf {name}")
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests in work."""
+        return len(self._queue) + self._running
+
+    @property
+    def stops(self) -> bool:
+        """Whether a cancelled request ends there: while it waits, but not while it runs."""
+        return bool(self._queue)
+
+    async def ask(self, x: Question) -> Tensor:
+        """Answer one input, in a batch with others that wait.
+
+        Args:
+            x: The input.
+
+        Returns:
+            Raw logits, shape (K_i,), on the CPU.
+
+        Raises:
+            CancelledError: If the request is given up; it ends while it waits, not while it runs.
+        """
+        future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
+        entry = (x.prepared, future)
+        self._queue.append(entry)
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.ensure_future(self._run())
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if entry in self._queue:
+                self._queue.remove(entry)
+            raise
+
+    async def _run(self) -> None:
+        """Run batches until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while self._queue:
+            batch = self._batch()
+            self._running = len(batch)
+            try:
+                inputs = [x for x, _ in batch]
+                answers = await loop.run_in_executor(self._pool, self._forward, inputs)
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for (_, future), answer in zip(batch, answers, strict=True):
+                    if not future.done():
+                        future.set_result(answer)
+            finally:
+                self._running = 0
+
+    def _batch(self) -> list[Waiting]:
+        """Take the first requests of one form."""
+        found = [self._queue.popleft()]
+        form = _form(found[0][0])
+        while self._queue and len(found) < self._most and _form(self._queue[0][0]) == form:
+            found.append(self._queue.popleft())
+        return found
+
+    @torch.inference_mode()
+    def _forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
+        batch = cast(to_device(self._stacked(inputs), self._device), self._dtype)
+        logits = call(self._model, batch).float().cpu()
+        return list(columns(logits, self._order, "rows"))
+
+    async def close(self) -> None:
+        """Wait for what runs, and end the thread."""
+        if self._runner is not None:
+            await asyncio.wait([self._runner])
+        self._pool.shutdown(wait=True)
+
+
+def _form(x: Any) -> Any:
+    """Return what inputs of one batch have in common: names and shapes."""
+    if isinstance(x, Mapping):
+        return {name: value.shape for name, value in x.items()}
+    return x.shape

@@ -66,6 +66,7 @@ COMMANDS = (
     codes.design,
     codes.tune_betas,
     serving.serve,
+    serving.simulate,
     models.schema,
 )
 for command in COMMANDS:

@@ -2,12 +2,35 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.experts.heads import columns
 from coin_hf.records.coin import ClassOrder, CoinRecord
+
+
+class Decoding(Protocol):
+    """How a router's experts are answered for by others: by decoding, by replicas, by a standby."""
+
+    def helpers(self, expert: int) -> tuple[int, ...]:
+        """Return the other experts whose answers it takes."""
+        ...
+
+    def parities(self, expert: int) -> tuple[int, ...]:
+        """Return the additional networks that it may take."""
+        ...
+
+    def suffices(self, expert: int, experts: Collection[int], coded: Collection[int]) -> bool:
+        """Say whether answers suffice."""
+        ...
+
+    def decode(
+        self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+    ) -> Tensor:
+        """Compute the answer, shape (B, K_i)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +68,17 @@ class Decoder:
         if self.code.labels is not None:
             return self.code.labels.sharing(expert)
         return tuple(j for j in range(self.code.num_experts) if j != expert)
+
+    def parities(self, expert: int) -> tuple[int, ...]:
+        """Return the coded models that an expert may be decoded from: all of them.
+
+        Args:
+            expert: Index of the expert.
+
+        Returns:
+            Their indices, ascending.
+        """
+        return tuple(range(self.code.num_coded))
 
     def suffices(self, expert: int, experts: Collection[int], coded: Collection[int]) -> bool:
         """Say whether answers suffice to decode an expert's.

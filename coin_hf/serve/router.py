@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from coin_hf.serve.decoder import Decoder
+from coin_hf.serve.decoder import Decoding
 from coin_hf.serve.events import How, Observer, Reply, Unobserved
 from coin_hf.serve.guards import Breaker, Deadline, Tokens
 from coin_hf.serve.network import Late, Network, Overloaded, Refused, Unanswered
@@ -30,7 +30,7 @@ class Router:
         self,
         experts: Sequence[Network],
         coded: Sequence[Network],
-        decoder: Decoder,
+        decoder: Decoding,
         settings: ServeSettings | None = None,
         observer: Observer | None = None,
     ) -> None:
@@ -51,7 +51,10 @@ class Router:
             **{Key("expert", i): each for i, each in enumerate(experts)},
             **{Key("coded", c): each for c, each in enumerate(coded)},
         }
-        self.usage = {key: Usage(each, self._now) for key, each in self._networks.items()}
+        self.usage = {
+            key: Usage(each, self.settings.breaker.memory, self._now)
+            for key, each in self._networks.items()
+        }
         self.deadlines = [Deadline(self.settings.deadline) for _ in experts]
         self.breakers = [Breaker(self.settings.breaker, self._now) for _ in experts]
         self.tokens = Tokens(self.settings.hedge)
@@ -274,7 +277,7 @@ class _Query:
     def helpers(self) -> list[Key]:
         """The networks whose answers an expert's is computed from, but for itself."""
         others = [Key("expert", j) for j in self.router.decoder.helpers(self.expert)]
-        return [*others, *(Key("coded", c) for c in range(len(self.router.coded)))]
+        return [*others, *(Key("coded", c) for c in self.router.decoder.parities(self.expert))]
 
     def suppressed(self) -> Literal["busy", "tokens"] | None:
         """Say what keeps a late answer from being computed."""

@@ -2,41 +2,13 @@
 
 import socket
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 import uvicorn
-from pydantic import ValidationError
 
 from coin_hf.errors import InputError
-from coin_hf.recipe.messages import sentences
-from coin_hf.recipe.yaml_file import apply_override, read_yaml
 from coin_hf.serve.http import make_app
 from coin_hf.serve.service import check_places, open_target
 from coin_hf.serve.settings import ServeSettings
-
-
-def read_settings(file: Path | None, overrides: Sequence[str] = ()) -> ServeSettings:
-    """Read the settings of serving.
-
-    Args:
-        file: A YAML file; None for the defaults.
-        overrides: `key.path=value` changes.
-
-    Returns:
-        The settings.
-
-    Raises:
-        InputError: If the file cannot be read, or a key is unknown or has a bad value.
-    """
-    data = {} if file is None else read_yaml(file)
-    for override in overrides:
-        apply_override(data, override)
-    try:
-        return ServeSettings.model_validate(data)
-    except ValidationError as error:
-        source = "serve" if file is None else str(file)
-        raise InputError(f"{source}: {'; '.join(sentences(error, data, ServeSettings))}") from error
 
 
 def serve(repo: str, settings: ServeSettings, revision: str | None = None) -> None:

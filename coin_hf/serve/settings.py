@@ -1,11 +1,16 @@
 """Settings of serving: deadlines, hedging, breakers, limits."""
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
+from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import Block, Count, Number
+from coin_hf.recipe.messages import sentences
+from coin_hf.recipe.yaml_file import apply_override, read_yaml
 
 Seconds = Annotated[Number, Field(gt=0, le=3600)]
 Backend = Literal["local", "remote", "ray"]
@@ -40,6 +45,8 @@ class BreakerBlock(Block):
     """Seconds between requests that try it again."""
     shed: Annotated[Number, Field(gt=0, le=1)] = 0.5
     """Share of the helpers' time in use above which its requests are refused: each takes all."""
+    memory: Seconds = 5.0
+    """Seconds over which that share is a mean: what was before counts for 1/e."""
 
 
 class BatchBlock(Block):
@@ -93,3 +100,33 @@ class ServeSettings(Block):
                 "`urls` says where the networks answer, for the backend `remote` alone"
             )
         return self
+
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
+
+def read_block(
+    kind: type[AnyBlock], name: str, file: Path | None, overrides: Sequence[str] = ()
+) -> AnyBlock:
+    """Read settings from a file and `key.path=value` changes.
+
+    Args:
+        kind: What they are.
+        name: What they are called in messages where there is no file.
+        file: A YAML file; None for the defaults.
+        overrides: The changes.
+
+    Returns:
+        The settings.
+
+    Raises:
+        InputError: If the file cannot be read, or a key is unknown or has a bad value.
+    """
+    data = {} if file is None else read_yaml(file)
+    for override in overrides:
+        apply_override(data, override)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        source = name if file is None else str(file)
+        raise InputError(f"{source}: {'; '.join(sentences(error, data, kind))}") from error

@@ -5,21 +5,20 @@ from collections.abc import Callable
 
 from coin_hf.serve.network import Network
 
-MEMORY = 5.0
-"""Seconds after which what was counts for 1/e."""
-
 
 class Usage:
     """An exponentially weighted mean of whether a network is in use, over time."""
 
-    def __init__(self, network: Network, now: Callable[[], float]) -> None:
+    def __init__(self, network: Network, memory: float, now: Callable[[], float]) -> None:
         """Start idle.
 
         Args:
             network: The network.
+            memory: Seconds after which what was counts for 1/e.
             now: The time in seconds.
         """
-        self._network, self._now, self._last = network, now, now()
+        self._network, self._memory = network, memory
+        self._now, self._last = now, now()
         self._busy, self._share = False, 0.0
 
     def asked(self) -> None:
@@ -41,5 +40,5 @@ class Usage:
         self._busy = busy
 
     def _until_now(self, busy: bool) -> float:
-        kept = math.exp((self._last - self._now()) / MEMORY)
+        kept = math.exp((self._last - self._now()) / self._memory)
         return kept * self._share + (1 - kept) * busy

@@ -1,0 +1,76 @@
+"""Show what a simulation found: a table, and the p99 as a figure."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from coin_hf.errors import InputError
+from coin_hf.reports.tables import Style, aligned, number
+from coin_hf.serve.simulation import LAYOUTS, Outcome, Scenario
+
+COLORS = {
+    "uncoded": "#b0432f", "replicas": "#3a8f5d", "coded": "#1f4e8c", "standby": "#8a6fb0"
+}  # fmt: skip
+KINDS = (".png", ".svg")
+
+
+def table(outcomes: Sequence[Outcome], style: Style = "plain") -> str:
+    """Render outcomes as a table.
+
+    Args:
+        outcomes: What each layout does under each load.
+        style: `plain` for a terminal, or `markdown`.
+
+    Returns:
+        One row for each; times in mean service times, shares in percent.
+    """
+    head = ["load", "layout", "machines", "p50", "p95", "p99", "refused %", "failed %", "work"]
+    rows = [
+        [
+            f"{each.load:g}",
+            each.layout,
+            str(each.machines),
+            *(number(value) for value in (each.p50, each.p95, each.p99)),
+            *(number(100 * share) for share in (each.refused, each.failed)),
+            number(each.work, "{:.2f}"),
+        ]
+        for each in outcomes
+    ]
+    return aligned(head, rows, style, text=2)
+
+
+def draw(scenario: Scenario, outcomes: Sequence[Outcome], path: Path) -> None:
+    """Draw the p99 of each layout against the load.
+
+    Args:
+        scenario: What was simulated.
+        outcomes: What each layout does under each load.
+        path: Where the figure goes, a PNG or SVG file.
+
+    Raises:
+        InputError: If it is another kind of file, or cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if path.suffix not in KINDS:
+        raise InputError(f"{path} is no figure: give a file that ends in {' or '.join(KINDS)}")
+    canvas = Figure(figsize=(6.0, 3.8), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    for layout in LAYOUTS:
+        mine = [each for each in outcomes if each.layout == layout]
+        label = f"{layout} ({mine[0].machines} machines)"
+        loads, tails = [each.load for each in mine], [each.p99 for each in mine]
+        axes.plot(loads, tails, "-o", color=COLORS[layout], label=label, markersize=4)
+    axes.set_yscale("log")
+    axes.set_xlabel("load of each uncoded server")
+    axes.set_ylabel("p99 (mean service times)")
+    kind = "every query to all experts" if scenario.queries == "all" else "each query to one expert"
+    down = f", {scenario.down} server(s) down" if scenario.down else ""
+    axes.set_title(f"N = {scenario.experts}, M = {scenario.coded}: {kind}{down}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    try:
+        canvas.savefig(path, dpi=150)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}; choose another place") from error

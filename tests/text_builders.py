@@ -8,7 +8,15 @@ import datasets
 import torch
 import yaml
 from builders import perturb, randomise
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import nn
 
 KINDS = ("bert", "distilbert", "roberta", "deberta-v2", "gpt2")

@@ -32,9 +32,9 @@ def gram_matrices(
         G = (1/P) sum_l sum_r x_r(l) x_r(l)^T
 
     r runs over the positions at which the map is applied to sample l: tokens without padding, or
-    for a convolution the patches (im2col; for a 1x1 kernel the positions themselves). Maps are found where they are
-    applied, so padding done beforehand is part of the input. Depthwise and grouped convolutions,
-    and weights computed from parameters, have none.
+    for a convolution the patches (im2col; for a 1x1 kernel the positions themselves). Maps are
+    found where they are applied, so padding of images done beforehand is part of the input.
+    Depthwise and grouped convolutions, and weights computed from parameters, have none.
 
     Args:
         model: A classifier on one device; run in eval mode, then restored.

@@ -27,7 +27,8 @@ from coin_hf.errors import InputError
 from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.experts.expert import Expert
 from coin_hf.recipe import Recipe
-from coin_hf.recipe.blocks import Contender, FisherBlock
+from coin_hf.recipe.blocks import FisherBlock
+from coin_hf.recipe.compare_blocks import Contender
 from coin_hf.recipe.text_files import read_json
 from coin_hf.records.coin import FORMAT
 from coin_hf.repository.atomic import write_whole

@@ -46,7 +46,8 @@ def batch(kind: str, said: list[str], length: int | None = None, *, cut: int = 0
 def same_length(kind: str, count: int) -> tuple[Any, Any]:
     """Texts that are all of nine tokens, and the same padded to twenty."""
     found = batch(kind, [f"{text} and {text} of old" for text in sentences(count, 3)[0]], cut=9)
-    assert found["attention_mask"].all() and found["input_ids"].shape[1] == 9
+    assert found["attention_mask"].all()
+    assert found["input_ids"].shape[1] == 9
     pad = tokens_of(kind).pad_token_id
     padded = {
         name: nn.functional.pad(value, (0, 11), value=pad if name == "input_ids" else 0)
@@ -79,9 +80,7 @@ def test_layers_are_the_slow_regressions_on_each_text_alone(kind: str) -> None:
     alone = [batch(kind, [text]) for text in said]
     assert len({each["input_ids"].shape[1] for each in alone}) > 2
     padded = batch(kind, said)
-    expected = reference.refitted(
-        copy.deepcopy(coded), experts, alone, betas=BETAS, strength=0.1
-    )
+    expected = reference.refitted(copy.deepcopy(coded), experts, alone, betas=BETAS, strength=0.1)
     found = refit_layers(coded, experts, padded, padded, betas=BETAS, strength=0.1)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)

@@ -1,6 +1,7 @@
 """Small real text classifiers with real tokenizers, trained and saved by their own libraries."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +49,17 @@ def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
-def tokenizer(kind: str, **settings: Any) -> Any:
-    """A tokenizer of a family, trained on the sentences and wrapped by transformers' own class."""
-    import transformers
-
-    texts, _ = sentences(200, seed=7)
-    settings = {"model_max_length": WIDEST - 4, **settings}
+@cache
+def trained(kind: str) -> str:
+    """A tokenizer's content, trained on the sentences once: training orders equal counts anyhow."""
+    said, _ = sentences(200, seed=7)
     if kind in ("bert", "distilbert"):
         raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         raw.normalizer = normalizers.BertNormalizer(lowercase=True)
         raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         raw.train_from_iterator(
-            texts, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special)
+            said, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special)
         )
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
@@ -68,7 +67,6 @@ def tokenizer(kind: str, **settings: Any) -> Any:
             special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
         raw.decoder = decoders.WordPiece()
-        name = "BertTokenizerFast" if kind == "bert" else "DistilBertTokenizerFast"
     elif kind in ("roberta", "gpt2"):
         raw = Tokenizer(models.BPE())
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -76,7 +74,7 @@ def tokenizer(kind: str, **settings: Any) -> Any:
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         special = special if kind == "roberta" else ["<|endoftext|>"]
         raw.train_from_iterator(
-            texts,
+            said,
             trainers.BpeTrainer(
                 vocab_size=400,
                 special_tokens=special,
@@ -87,9 +85,6 @@ def tokenizer(kind: str, **settings: Any) -> Any:
             raw.post_processor = processors.RobertaProcessing(
                 ("</s>", 2), ("<s>", 0), add_prefix_space=False
             )
-        name = "RobertaTokenizerFast" if kind == "roberta" else "GPT2TokenizerFast"
-        if kind == "gpt2":
-            settings = {"pad_token": "<|endoftext|>", **settings}
     else:
         raw = Tokenizer(models.Unigram())
         raw.normalizer = normalizers.NFKC()
@@ -97,7 +92,7 @@ def tokenizer(kind: str, **settings: Any) -> Any:
         raw.decoder = decoders.Metaspace()
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
         raw.train_from_iterator(
-            texts,
+            said,
             trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="[UNK]"),
         )
         raw.post_processor = processors.TemplateProcessing(
@@ -105,8 +100,28 @@ def tokenizer(kind: str, **settings: Any) -> Any:
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
         )
-        name = "DebertaV2TokenizerFast"
-    return getattr(transformers, name)(tokenizer_object=raw, **settings)
+    return str(raw.to_str())
+
+
+CLASSES = {
+    "bert": "BertTokenizerFast",
+    "distilbert": "DistilBertTokenizerFast",
+    "roberta": "RobertaTokenizerFast",
+    "deberta-v2": "DebertaV2TokenizerFast",
+    "gpt2": "GPT2TokenizerFast",
+}
+"""transformers' tokenizer of each family."""
+
+
+def tokenizer(kind: str, **settings: Any) -> Any:
+    """A tokenizer of a family, trained on the sentences and wrapped by transformers' own class."""
+    import transformers
+
+    settings = {"model_max_length": WIDEST - 4, **settings}
+    if kind == "gpt2":
+        settings = {"pad_token": "<|endoftext|>", **settings}
+    raw = Tokenizer.from_str(trained(kind))
+    return getattr(transformers, CLASSES[kind])(tokenizer_object=raw, **settings)
 
 
 def text_model(kind: str, seed: int = 0, *, classes: int = 2, vocabulary: int = 400) -> nn.Module:

@@ -90,7 +90,7 @@ def trained(kind: str) -> str:
         raw.normalizer = normalizers.NFKC()
         raw.pre_tokenizer = pre_tokenizers.Metaspace()
         raw.decoder = decoders.Metaspace()
-        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         raw.train_from_iterator(
             said,
             trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="[UNK]"),
@@ -98,7 +98,7 @@ def trained(kind: str) -> str:
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
         )
     return str(raw.to_str())
 

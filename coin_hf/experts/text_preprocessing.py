@@ -165,7 +165,12 @@ def folder_tokenizer(folder: Path, name: str) -> Any:
             f"expert '{name}' has no tokenizer: its repository needs a tokenizer.json; {WAY_OUT}"
         )
     with boundary(f"expert '{name}' has no tokenizer that transformers can load", WAY_OUT):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        for key in ("local_files_only", "is_local"):  # how it was read is no part of what it is
+            getattr(found, "init_kwargs", {}).pop(key, None)
+    return found
 
 
 def tokenizer_preprocessing(tokenizer: Any, model: Any, name: str) -> TextPreprocessing:

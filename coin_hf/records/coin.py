@@ -104,6 +104,9 @@ class Settings(Record):
     fisher: FisherBlock
     evaluation: EvaluationBlock
 
+    task: Literal["text-classification"] | None = None
+    """What the networks classify, where it is not images."""
+
     experts: Sequence[ExpertRecord]
 
     def moved(self, change: Callable[[str], str]) -> Self:

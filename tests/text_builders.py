@@ -1,5 +1,6 @@
-"""Small real text classifiers with real tokenizers, trained and saved by their own libraries."""
+"""Small real text classifiers with real tokenizers, made and saved by their own libraries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -49,18 +50,23 @@ def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
+def words() -> list[str]:
+    """All words of the sentences, the most frequent first."""
+    counts = Counter(" ".join(sentences(200, seed=7)[0]).split())
+    return sorted(counts, key=lambda word: (-counts[word], word))
+
+
 @cache
-def trained(kind: str) -> str:
-    """A tokenizer's content, trained on the sentences once: training orders equal counts anyhow."""
-    said, _ = sentences(200, seed=7)
+def content(kind: str) -> str:
+    """A tokenizer's content, the same in every process: only the training of BPE is repeatable."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = sorted(set("".join(words())))
     if kind in ("bert", "distilbert"):
-        raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *words()[:60]]
+        vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+        raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         raw.normalizer = normalizers.BertNormalizer(lowercase=True)
         raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        raw.train_from_iterator(
-            said, trainers.WordPieceTrainer(vocab_size=150, special_tokens=special)
-        )
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -74,7 +80,7 @@ def trained(kind: str) -> str:
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         special = special if kind == "roberta" else ["<|endoftext|>"]
         raw.train_from_iterator(
-            said,
+            sentences(200, seed=7)[0],
             trainers.BpeTrainer(
                 vocab_size=400,
                 special_tokens=special,
@@ -86,15 +92,12 @@ def trained(kind: str) -> str:
                 ("</s>", 2), ("<s>", 0), add_prefix_space=False
             )
     else:
-        raw = Tokenizer(models.Unigram())
+        scores = dict.fromkeys(special, 0.0) | dict.fromkeys(("▁", *letters), -12.0)
+        scores |= {f"\u2581{word}": -2.0 - i / 10 for i, word in enumerate(words()[:30])}
+        raw = Tokenizer(models.Unigram(list(scores.items()), unk_id=1))
         raw.normalizer = normalizers.NFKC()
         raw.pre_tokenizer = pre_tokenizers.Metaspace()
         raw.decoder = decoders.Metaspace()
-        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        raw.train_from_iterator(
-            said,
-            trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="[UNK]"),
-        )
         raw.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -114,13 +117,13 @@ CLASSES = {
 
 
 def tokenizer(kind: str, **settings: Any) -> Any:
-    """A tokenizer of a family, trained on the sentences and wrapped by transformers' own class."""
+    """A tokenizer of a family, made from the sentences and wrapped by transformers' own class."""
     import transformers
 
     settings = {"model_max_length": WIDEST - 4, **settings}
     if kind == "gpt2":
         settings = {"pad_token": "<|endoftext|>", **settings}
-    raw = Tokenizer.from_str(trained(kind))
+    raw = Tokenizer.from_str(content(kind))
     return getattr(transformers, CLASSES[kind])(tokenizer_object=raw, **settings)
 
 

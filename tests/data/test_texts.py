@@ -157,7 +157,7 @@ class TestMissing:
     def test_they_are_counted(self, holes: Path, tokens: TextPreprocessing) -> None:
         found = opened(holes, text="text", skip_damaged=True)
         everything(found)
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="missing texts") as caught:
             samples = draw_samples([found], tokens, per_expert=2, seed=0)
         assert str(caught[0].message) == (
             "2 missing texts of mine:train are left out, as `skip_damaged` says"

@@ -172,22 +172,6 @@ class TestWorld:
         assert steps[0].after < steps[0].before
 
 
-@CHANCE
-def test_layerwise_gains_more_without_padding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One long text pads the others to three times their length, of which nothing may be fitted."""
-    path = make_text_world(tmp_path, "bert", refine=["layerwise"], samples={"per_expert": 20})
-    masked = encode(Recipe.from_yaml(path)).result.refinements
-    monkeypatch.setattr("coin_hf.refiners.layerwise.token_mask", lambda _: None)
-    unmasked = encode(Recipe.from_yaml(path)).result.refinements
-    assert masked is not None
-    assert unmasked is not None
-    assert masked[0].after is not None
-    assert unmasked[0].after is not None
-    assert masked[0].after < unmasked[0].after
-
-
 def test_sentences_differ() -> None:
     said, labels = sentences(40)
     assert len(set(said)) > 30

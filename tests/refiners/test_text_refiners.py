@@ -11,7 +11,7 @@ from text_builders import KINDS, sentences, text_model, tokenizer
 from torch import Tensor, nn
 
 from coin_hf.coders import average
-from coin_hf.refiners import refit_layers
+from coin_hf.refiners import Unsuitable, find_head, refit_head, refit_layers
 
 BETAS = [0.3, 0.7]
 
@@ -84,3 +84,44 @@ def test_layers_are_the_slow_regressions_on_each_text_alone(kind: str) -> None:
     found = refit_layers(coded, experts, padded, padded, betas=BETAS, strength=0.1)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_is_the_ridge_regression_on_what_it_sees_of_each_text(kind: str) -> None:
+    coded, experts = three(kind)
+    said = sentences(12, 5)[0]
+    padded = batch(kind, said)
+    with torch.no_grad():
+        targets = sum(b * e(**padded).logits for b, e in zip(BETAS, experts, strict=True))
+    weight = find_head(coded, padded)[0]
+    assert weight == ("score.weight" if kind == "gpt2" else weight)
+    found = refit_head(coded, padded, targets, strength=0.1, batch_size=5)
+    name = weight.removesuffix(".weight")
+    layer = coded.get_submodule(name)
+    z = torch.stack(
+        [reference.seen(coded, name, batch(kind, [s]))[0].reshape(-1, 24)[-1] for s in said]
+    )
+    scale = z.square().mean() * len(z)
+    old, ridge = layer.weight, torch.full((24,), 0.1 * float(scale)).double()
+    if layer.bias is not None:
+        z = torch.cat([z, torch.ones_like(z[:, :1])], 1)
+        old = torch.cat([old, layer.bias[:, None]], 1)
+        ridge = torch.cat([ridge, torch.tensor([0.1 * len(z)]).double()])
+    residual = targets - z @ old.T
+    change = torch.linalg.solve(z.T @ z + torch.diag(ridge), z.T @ residual).T
+    torch.testing.assert_close(found[weight], layer.weight + change[:, :24], rtol=1e-6, atol=1e-8)
+
+
+def test_a_head_behind_which_logits_are_changed_is_refused() -> None:
+    coded, _ = three("gpt2")
+
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = coded
+
+        def forward(self, **inputs: Tensor) -> Tensor:
+            return 2 * self.inner(**inputs).logits
+
+    with pytest.raises(Unsuitable, match="does not end in a linear map"):
+        find_head(Doubled().eval(), batch("gpt2", ["the film", "the film was bright"]))

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from coin_hf.errors import InputError, boundary
+from coin_hf.errors import InputError, boundary, shown
 from coin_hf.experts.preprocessing import Preprocessing
 from coin_hf.hub.layout import VOCABULARY_FILES
 from coin_hf.networks.inputs import stack
@@ -213,8 +213,14 @@ def tokenizer_preprocessing(tokenizer: Any, model: Any, name: str) -> TextPrepro
             f"expert '{name}' has a tokenizer of {len(tokenizer)} tokens, but its network knows "
             f"{known}: give the tokenizer it was fine-tuned with"
         )
-    limits = [n for n in (tokenizer.model_max_length, positions) if n and n <= LONGEST]
-    longest = int(min(limits)) if limits else None
+    declared = tokenizer.model_max_length
+    if not isinstance(declared, int | float):
+        raise InputError(
+            f"expert '{name}' has a tokenizer whose `model_max_length` is {shown(declared)}, no "
+            "number: correct it in tokenizer_config.json"
+        )
+    limits = [int(n) for n in (declared, positions) if n is not None and 0 < n <= LONGEST]
+    longest = min(limits, default=None)
     settings = {
         "tokenizer": _content(tokenizer),
         "special_tokens": {k: str(v) for k, v in sorted(tokenizer.special_tokens_map.items())},

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from text_builders import save_text, save_texts, texts
+from text_builders import save_text, save_texts, text_recipe, texts
 
 from coin_hf.data.images import LabelledImages
 from coin_hf.data.rows import prepared_batch
@@ -16,6 +16,7 @@ from coin_hf.data.texts import LabelledTexts, TextRow, open_rows
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import load_expert
 from coin_hf.experts.text_preprocessing import TextPreprocessing
+from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import DatasetBlock
 
 STREAMING = pytest.mark.parametrize("streaming", [False, True])
@@ -105,13 +106,17 @@ class TestColumns:
     def test_no_text(self, tmp_path: Path) -> None:
         path = write(tmp_path / "d", label=(datasets.ClassLabel(names=["a", "b"]), [0, 1]))
         assert message(lambda: opened(path)) == (
-            "dataset 'mine' has no text column, only label (ClassLabel): give a dataset with a "
-            "column of text"
-        ) or "has no text column, only label (" in message(lambda: opened(path))
+            "dataset 'mine' has no text column, only label (int64): give a dataset with a column "
+            "of text"
+        )
 
-    def test_three_columns_are_no_pair(self) -> None:
-        with pytest.raises(ValueError, match="at most 2 items"):
-            DatasetBlock(path="d", text=["a", "b", "c"])
+    def test_three_columns_are_no_pair(self, tmp_path: Path) -> None:
+        recipe = text_recipe(tmp_path)
+        recipe["datasets"]["first"]["text"] = ["a", "b", "c"]
+        assert message(lambda: Recipe.from_dict(recipe)) == (
+            "recipe: 'datasets.first.text': expected text (put it in quotes) or at most 2 entries, "
+            "got ['a', 'b', 'c']"
+        )
 
     def test_the_other_kind_of_column(self, folder: Path, tokens: TextPreprocessing) -> None:
         assert message(lambda: opened(folder, image="text")) == (

@@ -2,8 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +18,12 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import in_one_order
-from coin_hf.experts.text_preprocessing import preprocessed
+from coin_hf.experts.probes import probe_batch
+from coin_hf.experts.text_preprocessing import (
+    folder_tokenizer,
+    preprocessed,
+    tokenizer_preprocessing,
+)
 from coin_hf.experts.transformers_models import task_of
 from coin_hf.experts.trial import check_runs
 from coin_hf.networks.logits import call
@@ -181,6 +188,15 @@ class TestTokenising:
             bare.preprocessing("a text")
 
 
+def _places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """All places of plain data; of long lists and of vocabularies the first."""
+    inner = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
+    for key, value in inner[:25]:
+        yield node, key
+        if isinstance(value, dict | list):
+            yield from _places(value)
+
+
 class TestRefused:
     def test_no_tokenizer(self, saved: Path, tmp_path: Path) -> None:
         folder = tmp_path / "bad"
@@ -211,6 +227,42 @@ class TestRefused:
         except InputError as error:
             assert "\n" not in str(error)  # noqa: PT017
         assert not (folder / "ran").exists()
+
+    def test_a_length_that_is_no_number(self, changed: Callable[..., Path]) -> None:
+        folder = changed("bert", "tokenizer_config.json", model_max_length=["x"])
+        assert message(lambda: load_expert(str(folder))) == (
+            "expert 'bad' has a tokenizer whose `model_max_length` is ['x'], no number: correct it "
+            "in tokenizer_config.json"
+        )
+
+    def test_a_tokenizer_written_in_python(self) -> None:
+        from transformers import ByT5Tokenizer
+
+        assert message(
+            lambda: Expert.from_module(text_model("bert"), name="mine", processor=ByT5Tokenizer())
+        ) == (
+            "expert 'mine' has a tokenizer written in Python, whose content cannot be compared: "
+            "save it as a fast tokenizer, with a tokenizer.json"
+        )
+
+    @pytest.mark.parametrize("kind", ["bert", "gpt2", "deberta-v2"])
+    def test_damaged_tokenizers_are_one_sentence(
+        self, saved: Path, tmp_path: Path, kind: str
+    ) -> None:
+        """Values of both files replaced by others, one at a time."""
+        random = Random(kind)
+        network = text_model(kind)
+        for file in 20 * ("tokenizer.json", "tokenizer_config.json"):
+            said = json.loads((saved / kind / file).read_text())
+            node, key = random.choice(list(_places(said)))
+            node[key] = random.choice([None, -1, 0, 10**30, "x", [], {}, [[]], True, 1e308])
+            folder = tmp_path / "bad"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(saved / kind, folder)
+            (folder / file).write_text(json.dumps(said))
+            with suppress(InputError):
+                found = tokenizer_preprocessing(folder_tokenizer(folder, "bad"), network, "bad")
+                probe_batch(found)
 
     def test_no_pad_token(self, changed: Callable[..., Path]) -> None:
         folder = changed("gpt2", "tokenizer_config.json", pad_token=...)

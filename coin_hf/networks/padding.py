@@ -43,6 +43,9 @@ def real_rows(each: LinearMap, mask: Tensor | None, count: int) -> Tensor | None
 
     Returns:
         Booleans, one for each row; None if all are real.
+
+    Raises:
+        ValueError: If the network rearranges or shortens its texts, so that it cannot be told.
     """
     if mask is None:
         return None
@@ -55,6 +58,12 @@ def real_rows(each: LinearMap, mask: Tensor | None, count: int) -> Tensor | None
         inner = count // mask.numel()
     elif shape[0] == mask.numel():
         inner = count // shape[0]
+    elif len(shape) > 2 and shape[0] != 1:
+        raise ValueError(
+            f"'{each.name}' is applied to {shape[:-1]} rows for {texts} texts of {length} tokens, "
+            "of which none can be told from padding: least squares on the inputs of maps cannot "
+            "leave it out; take the coder 'coin', without the step `layerwise`"
+        )
     else:
         return None
     return mask.flatten().repeat_interleave(inner)

@@ -94,7 +94,10 @@ def refit_layers(
                 residual -= stop().to(residual)
                 ends = (0, each * split[0], each * sum(split))
                 flat = stop.flat(residual)
-                real = real_rows(stop, mask, len(flat))
+                try:
+                    real = real_rows(stop, mask, len(flat))
+                except ValueError as error:
+                    raise Unsuitable(str(error)) from error
                 normal = [_Normal(stop, flat, real, *part) for part in pairwise(ends)]
                 for part in normal:
                     part.reduce(processes)

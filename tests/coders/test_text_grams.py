@@ -40,3 +40,20 @@ def test_a_text_of_padding_alone_adds_nothing() -> None:
     both = gram_matrices(model, found)
     name = "bert.encoder.layer.0.attention.self.query.weight"
     torch.testing.assert_close(2 * both[name], first[name])
+
+
+def test_a_network_that_lengthens_its_texts_is_refused() -> None:
+    from transformers import LongformerConfig, LongformerForSequenceClassification
+
+    config = LongformerConfig(
+        vocab_size=400,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        attention_window=8,
+    )
+    model = LongformerForSequenceClassification(config).eval()
+    found = dict(tokenizer("bert")(["the film was dull", "the"], padding=True, return_tensors="pt"))
+    with pytest.raises(ValueError, match="cannot leave it out; take the coder 'coin'"):
+        gram_matrices(model, {k: v for k, v in found.items() if k != "token_type_ids"})

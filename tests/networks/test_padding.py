@@ -64,3 +64,11 @@ def test_a_batch_is_cut_to_its_longest_text() -> None:
     image = torch.zeros(2, 3, 4, 4)
     assert cut(image) is image
     assert cut({**TEXTS, "attention_mask": 0 * MASK})["input_ids"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 3), (4, 2, 3)])
+def test_rows_that_cannot_be_told_are_refused(shape: tuple[int, ...]) -> None:
+    """Texts padded further to whole windows, or with their tokens first, as Longformer has them."""
+    with pytest.raises(ValueError, match="of which none can be told from padding"):
+        real_rows(linear(*shape), MASK.bool(), 8)
+    assert real_rows(linear(*shape), None, 8) is None

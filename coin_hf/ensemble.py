@@ -121,7 +121,8 @@ class CodedEnsemble:
 
         Returns:
             The networks' input without batch axis: a tensor (C, H, W), or a mapping of tensors
-            (T,). For a list a batch, shape (B, ...), texts padded to the longest.
+            (T,), the text cut to what tokenizer and network take. For a list a batch, shape
+            (B, ...), texts padded to the longest.
         """
         return preprocessed(self.coded.preprocessing, x)
 

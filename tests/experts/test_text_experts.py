@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import save_transformers
+from builders import randomise, save_transformers
 from safetensors.torch import load_file, save_file
 from text_builders import KINDS, WIDEST, save_text, sentences, text_model, tokenizer
 
@@ -406,3 +406,47 @@ def test_what_a_network_classifies() -> None:
     }
     for task, configs in cases.items():
         assert [task_of(config) for config in configs] == [task] * len(configs)
+
+
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": WIDEST,
+    "pad_token_id": 0,
+}
+
+
+def in_memory(name: str, **settings: Any) -> Expert:
+    """A network of another family in memory, with BERT's small tokenizer."""
+    import transformers
+
+    config = getattr(transformers, f"{name}Config")(**settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    return Expert.from_module(
+        randomise(model, 1, scale=0.2), name=name, processor=tokenizer("distilbert")
+    )
+
+
+@pytest.mark.parametrize("name", ["Deberta", "Electra", "Llama", "Qwen2", "ModernBert"])
+def test_other_families(name: str) -> None:
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    tokens = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    more = {"Deberta": relative, "Qwen2": {"num_key_value_heads": 2}, "ModernBert": tokens}
+    expert = in_memory(name, **SIZES, **more.get(name, {}))
+    check_runs(expert)
+    expert.model.double()
+    said = sentences(4)[0]
+    alone = [call(expert.model, preprocessed(expert.preprocessing, [text])) for text in said]
+    together = call(expert.model, preprocessed(expert.preprocessing, said))
+    assert (together - torch.cat(alone)).abs().max() < 1e-6
+
+
+def test_a_network_that_reads_padding_is_refused() -> None:
+    sizes = {"vocab_size": 400, "d_model": 24, "n_layer": 1, "n_head": 2, "d_inner": 32}
+    expert = in_memory("XLNet", **sizes, pad_token_id=0)
+    assert "answers a text otherwise where it is padded" in message(lambda: check_runs(expert))

@@ -1,6 +1,9 @@
 """Text classifiers from recipe to decoded answers, and by plain transformers."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +179,26 @@ def test_sentences_differ() -> None:
     said, labels = sentences(40)
     assert len(set(said)) > 30
     assert set(labels) == {0, 1}
+
+
+@CHANCE
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_give_the_same_model(tmp_path: Path) -> None:
+    steps = {"refine": ["layerwise", "head"], "samples": {"per_expert": 10}}
+    path = make_text_world(tmp_path, "gpt2", **steps)
+    expected = encode(Recipe.from_yaml(path))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "coin_hf"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "encode", str(path)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = CodedEnsemble.from_pretrained(tmp_path / "coded")
+    assert found.result.run.processes == 2
+    for name, value in found.coded.parameters.items():
+        torch.testing.assert_close(value, expected.coded.parameters[name], rtol=1e-4, atol=1e-5)

@@ -17,15 +17,16 @@ from coin_hf.erasure.betas import written
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
+from coin_hf.experts.classes import with_labels
 from coin_hf.experts.coded_model import as_stored, save_coded
 from coin_hf.experts.expert import Expert, load_expert, read_expert
-from coin_hf.experts.heads import columns, reorder
+from coin_hf.experts.heads import columns, place
 from coin_hf.experts.text_preprocessing import preprocessed
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
 from coin_hf.networks.inputs import Inputs, cast
 from coin_hf.networks.logits import call
-from coin_hf.records.coin import ClassOrder, CoinRecord
+from coin_hf.records.coin import ClassOrder, CoinRecord, ExpertRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.fisher_files import fisher_path, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
@@ -87,11 +88,7 @@ class CodedEnsemble:
         """
         if self.experts is not None:
             return [expert.own_names for expert in self.experts]
-        joined = self.coded.label_names
-        return [
-            joined if joined is None or order is None else tuple(joined[r] for r in order.rows)
-            for order in self._orders
-        ]
+        return [_own_names(expert, self.coded.label_names) for expert in self.coin.experts]
 
     def __repr__(self) -> str:
         """Show the experts and betas."""
@@ -140,13 +137,13 @@ class CodedEnsemble:
 
         Args:
             x: Preprocessed inputs, shape (B, ...), on the networks' device.
-            missing: The missing experts, by name or index, at most M.
+            missing: The missing experts, by name or index, at most M of those that share a label.
             coded: Indices of the coded models to run, at least as many as experts are missing; by
                 default all. Surplus answers are weighted by their coding losses.
 
         Returns:
-            N tensors of logits (B, K), decoded for the missing experts, each in the order of its
-            expert's own classes (`label_names`). If none is missing, no coded model runs.
+            N tensors of logits (B, K_i), decoded for the missing experts, each of its expert's own
+            classes in their order (`label_names`). If none is missing, no coded model runs.
 
         Raises:
             InputError: If the experts are not loaded.
@@ -155,11 +152,7 @@ class CodedEnsemble:
         """
         experts, lost = self._loaded(), self._numbers(missing)
         used = self._coded_numbers(coded)
-        if len(lost) > len(used):
-            few = "one coded model replaces one"
-            if len(used) != 1:
-                few = f"{len(used)} coded models replace {len(used)}"
-            raise ValueError(f"experts {lost} are missing, but {few}")
+        self.code.check_decodable(lost, used)
         x = self._cast(x)
         answers = {i: call(e.model, x) for i, e in enumerate(experts) if i not in lost}
         return self._decoded(answers, self.coded_logits(x, used) if lost else {})
@@ -187,12 +180,12 @@ class CodedEnsemble:
         """Decode the missing answers from those that arrived.
 
         Args:
-            answers: Logits (B, K) of the experts that answered, by name or index, each in the order
-                of its own classes, as its repository numbers them.
+            answers: Logits (B, K_i) of the experts that answered, by name or index, each in the
+                order of its own classes, as its repository numbers them.
             coded: Logits of coded models by index, from `coded_logits`.
 
         Returns:
-            N tensors of logits (B, K), in the experts' order, each in that of its own classes.
+            N tensors of logits (B, K_i), in the experts' order, each in that of its own classes.
 
         Raises:
             ValueError: If a name or index is unknown, or too few answers arrived.
@@ -204,6 +197,24 @@ class CodedEnsemble:
         came = {self._numbers([who])[0]: logits for who, logits in answers.items()}
         rows = {i: columns(logits, self._orders[i], "own") for i, logits in came.items()}
         return self._decoded(rows, coded)
+
+    def needs(self, expert: int | str) -> list[str]:
+        """Say whose answers decoding an expert takes, besides a coded model's.
+
+        Args:
+            expert: The missing expert, by name or index.
+
+        Returns:
+            The names of the experts that share a label with it; empty if a coded model alone
+            answers for it.
+
+        Raises:
+            ValueError: If there is no such expert.
+        """
+        [number] = self._numbers([expert])
+        sets, others = self.code.labels, range(len(self.names))
+        found = [j for j in others if j != number] if sets is None else sets.sharing(number)
+        return [self.names[j] for j in found]
 
     @torch.no_grad()
     def suspect(self, x: Inputs) -> Tensor:
@@ -384,7 +395,7 @@ class CodedEnsemble:
         folder = locate(repo, revision, CODED_FILES)
         coin, result = read_records(folder, repo)
         losses = None if coin.calibration is None else coin.calibration.losses
-        code = ErasureCode(coin.recipe.coding_weights, losses=losses)
+        code = ErasureCode(coin.recipe.coding_weights, losses=losses, labels=coin.label_sets)
         coded = [
             read_expert(
                 folder / coded_folder(c),
@@ -398,7 +409,7 @@ class CodedEnsemble:
         ]
         loaded = None
         if experts is not False:
-            loaded = _load_experts(coin, experts, device)
+            loaded = _load_experts(coin, experts, coded[0].label_names, device)
         check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)
 
@@ -409,8 +420,19 @@ def _checked(what: str, number: int, count: int) -> int:
     return number
 
 
+def _own_names(record: ExpertRecord, rows: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names of an expert's own classes, given those of all rows."""
+    if record.labels is not None:
+        return tuple(record.labels)
+    order = record.class_order
+    return rows if rows is None or order is None else tuple(rows[row] for row in order.rows)
+
+
 def _load_experts(
-    coin: CoinRecord, places: bool | Sequence[str], device: torch.device | str | None
+    coin: CoinRecord,
+    places: bool | Sequence[str],
+    names: Sequence[str] | None,
+    device: torch.device | str | None,
 ) -> list[Expert]:
     """Load the experts that coin.json records, from there or from the given locations."""
     where: list[tuple[str, str | None]] = [(e.model, e.revision) for e in coin.experts]
@@ -423,6 +445,14 @@ def _load_experts(
         for (place, revision), e in zip(where, coin.experts, strict=True)
     ]
     return [
-        expert if e.class_order is None else reorder(expert, e.class_order)
-        for expert, e in zip(loaded, coin.experts, strict=True)
+        _as_recorded(with_labels(expert, record.labels), record, names)
+        for expert, record in zip(loaded, coin.experts, strict=True)
     ]
+
+
+def _as_recorded(expert: Expert, record: ExpertRecord, names: Sequence[str] | None) -> Expert:
+    """Place an expert's rows where they were coded."""
+    order = record.class_order
+    if order is None:
+        return expert
+    return place(expert, order, None if order.width is None else names)

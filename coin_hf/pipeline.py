@@ -70,7 +70,7 @@ def encode(
         encoded = run_coder(context)
     with timed(seconds, "calibration"):
         calibration = calibrate_on(context, encoded.coded)
-    code = ErasureCode(recipe.coding_weights, losses=calibration.losses)
+    code = ErasureCode(recipe.coding_weights, losses=calibration.losses, labels=context.label_sets)
     with timed(seconds, "evaluation"):
         measurement = _measure(
             recipe, encoded.coded, experts, test_sets, code, calibration.threshold, run
@@ -128,7 +128,7 @@ def evaluate(
     experts = ensemble.experts or ()
     test_sets = open_tests(recipe, experts, run, drawn=ensemble.coin.recipe)
     calibration = ensemble.coin.calibration or _calibrate(ensemble, run)
-    code = ErasureCode(ensemble.code.rows, losses=calibration.losses)
+    code = ErasureCode(ensemble.code.rows, losses=calibration.losses, labels=ensemble.code.labels)
     with timed(seconds, "evaluation"):
         measurement = _measure(
             recipe, ensemble.coded_models, experts, test_sets, code, calibration.threshold, run

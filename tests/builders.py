@@ -1,7 +1,7 @@
 """Small real experts and datasets, written as their own libraries write them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,42 @@ def save_transformers(folder: Path, seed: int = 0, *, classes: int = 10, size: i
     return folder
 
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "num_labels": 10,
+}  # fmt: skip
+
+
+def families() -> dict[str, Callable[[], Any]]:
+    """Small networks of eight families, each as transformers builds it."""
+    import transformers as t
+
+    patches = {"image_size": 32, "patch_size": 8}
+    stages = {"depths": [1, 1], "num_labels": 10}
+    return {
+        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**SMALL, **patches)),
+        "deit": lambda: t.DeiTForImageClassification(t.DeiTConfig(**SMALL, **patches)),
+        "beit": lambda: t.BeitForImageClassification(t.BeitConfig(**SMALL, **patches)),
+        "swin": lambda: t.SwinForImageClassification(
+            t.SwinConfig(**stages, image_size=32, embed_dim=16, num_heads=[2, 2], window_size=4)
+        ),
+        "resnet": lambda: t.ResNetForImageClassification(
+            t.ResNetConfig(**stages, embedding_size=16, hidden_sizes=[16, 32])
+        ),
+        "convnext": lambda: t.ConvNextForImageClassification(
+            t.ConvNextConfig(**stages, num_stages=2, hidden_sizes=[16, 32])
+        ),
+        "mobilenet_v2": lambda: t.MobileNetV2ForImageClassification(
+            t.MobileNetV2Config(num_labels=10, depth_multiplier=0.25, image_size=32)
+        ),
+        "dinov2": lambda: t.Dinov2ForImageClassification(
+            t.Dinov2Config(
+                **{k: v for k, v in SMALL.items() if k != "intermediate_size"}, **patches
+            )
+        ),
+    }
+
+
 def digits(rows: slice = slice(None)) -> datasets.Dataset:
     """Real handwritten digits: 8x8 grayscale images and their class."""
     data = load_digits()
@@ -209,3 +245,20 @@ def plain_result(**changes: Any) -> dict[str, Any]:
         "run": {"device": "cpu", "processes": 1, "seconds": {}, "versions": {}},
         **changes,
     }
+
+
+def save_sliced(folder: Path, labels: Sequence[int], seed: int = 0, **settings: Any) -> Path:
+    """Write an expert for some of the digits, in that order, and return its folder.
+
+    Its head is rows of a 10-class one; `label_names` are by default the digits' names.
+    """
+    model: Any = timm_model(seed)
+    fit_classifier(model, digits(slice(0, 200)), labels)
+    rows = torch.tensor(labels)
+    head = nn.Linear(model.fc.in_features, len(labels))
+    with torch.no_grad():
+        head.weight.copy_(model.fc.weight[rows])
+        head.bias.copy_(model.fc.bias[rows])
+    model.fc, model.num_classes = head, len(labels)
+    names = settings.pop("label_names", [str(label) for label in labels])
+    return save_timm(folder, model, label_names=names, **settings)

@@ -39,7 +39,7 @@ from coin_hf.repository.work_folder import claim, first_difference
 
 ROWS = "rows"
 """Folder of the finished rows, one file each."""
-SHARED = ("experts", "datasets", "betas", "samples", "evaluation")
+SHARED = ("experts", "datasets", "classes", "betas", "samples", "evaluation")
 """Recipe keys that every row depends on."""
 OWN = {"coin": ("lam", "fisher"), "averaging": ()}
 """Further keys that a coder's rows depend on; by default the block of its name."""
@@ -70,7 +70,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
     test_sets = open_tests(recipe, experts, run)
     said = recipe.dump()
     with run.main_first():
-        claim(folder, {key: said[key] for key in SHARED}, "choose another `output`")
+        claim(folder, {key: said[key] for key in SHARED if key in said}, "choose another `output`")
         (folder / ROWS).mkdir(exist_ok=True)
     with only_writer(folder) if run.processes.rank == 0 else nullcontext():
         return _compared(recipe, experts, test_sets, folder, run)
@@ -105,7 +105,7 @@ def _compared(
         "library": experts[0].library,
         "architecture": architecture(experts[0]),
         "num_classes": experts[0].num_classes,
-        **{key: said[key] for key in SHARED},
+        **{key: said[key] for key in SHARED if key in said},
         "summary": summary(ordered),
         "controls": controls(ordered[0]),
         "rows": ordered,
@@ -191,7 +191,7 @@ class Contest:
         erasures = evaluate_erasures(
             {expert.name: expert.model for expert in self.experts},
             {contender.label: [each.model for each in encoded.coded]},
-            ErasureCode(self.recipe.coding_weights, losses=losses),
+            ErasureCode(self.recipe.coding_weights, losses=losses, labels=context.label_sets),
             self.test_sets,
             self.experts[0].preprocessing,
             settings=self.recipe.evaluation,

@@ -50,6 +50,7 @@ class LabelledRows(ABC, Generic[AnyRow]):
             InputError: If the dataset, its split or its columns cannot be found.
         """
         self.name, self.split, self.num_classes = name, split, num_classes
+        self.own_classes = num_classes if owner is None or not owner.rows else len(owner.rows)
         datasets = datasets or Datasets()
         data = datasets.split(name, block, split)
         self.source, self.place = source(block), f"{name}:{split}"
@@ -93,7 +94,7 @@ class LabelledRows(ABC, Generic[AnyRow]):
     @property
     def count_classes(self) -> int:
         """How many classes the label filter lets pass."""
-        return self.num_classes if self.kept is None else len(self.kept)
+        return self.own_classes if self.kept is None else len(self.kept)
 
     def _names(self) -> list[str]:
         """Return the names of the dataset's classes, if any."""
@@ -284,12 +285,14 @@ class LabelledRows(ABC, Generic[AnyRow]):
 
     def _class(self, label: int) -> int:
         """Translate a class number of the dataset to the row of the logits."""
-        return label if self.rows is None else self.rows.get(label, label)
+        if self.rows is None or label == UNKNOWN:
+            return label
+        return self.rows.get(label, self.num_classes)  # beyond all: refused
 
     def _check_label(self, label: int, position: int) -> None:
         if not UNKNOWN <= self._class(label) < self.num_classes:
             raise InputError(
                 f"dataset '{self.name}' has the label {label} in row {position} of '{self.split}', "
-                f"but the experts know {self.num_classes} classes (0 to {self.num_classes - 1}): "
+                f"but the experts know {self.own_classes} classes (0 to {self.own_classes - 1}): "
                 "give the dataset they were fine-tuned on, or filter its labels"
             )

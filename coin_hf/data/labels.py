@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from coin_hf.errors import InputError
-from coin_hf.experts.heads import folded
+from coin_hf.experts.classes import folded
 from coin_hf.recipe.blocks import DatasetBlock
 
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}

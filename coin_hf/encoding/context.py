@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from coin_hf.data.opening import Datasets
 from coin_hf.data.samples import Samples
 from coin_hf.erasure.betas import Rows, rows_of
+from coin_hf.erasure.label_sets import LabelSets
 from coin_hf.experts.expert import Expert
 from coin_hf.networks.logits import logits_of
 from coin_hf.networks.processes import Processes
 from coin_hf.recipe import Recipe
+from coin_hf.records.coin import label_sets
 
 
 def unused_settings(accelerator: Accelerator) -> list[str]:
@@ -108,6 +110,11 @@ class EncodingContext:
     def rows(self) -> Rows:
         """The betas of each coded model, shape (M, N)."""
         return rows_of(self.recipe.coding_weights)
+
+    @cached_property
+    def label_sets(self) -> LabelSets | None:
+        """The logits that each expert has; None if all have all."""
+        return label_sets([expert.class_order for expert in self.experts])
 
     @property
     def thetas(self) -> list[Theta]:

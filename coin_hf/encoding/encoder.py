@@ -117,7 +117,11 @@ def calibrate_on(context: EncodingContext, coded: Sequence[Expert]) -> Calibrati
         samples = refining_parts(context)[1]
         known = [context.logits(expert.model, samples) for expert in context.experts]
     answers = [context.logits(each.model, samples) for each in coded]
-    return calibrate(known or context.expert_logits, answers, ErasureCode(context.rows))
+    return calibrate(
+        known or context.expert_logits,
+        answers,
+        ErasureCode(context.rows, labels=context.label_sets),
+    )
 
 
 def _load_all(coded: Sequence[Expert], fitted: FittedCoder, value: float, rows: Rows) -> None:
@@ -133,7 +137,8 @@ def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Exper
         _load_all(coded, fitted, value, context.rows)
         return [context.logits(each.model, samples) for each in coded]
 
-    erasure_code, own = ErasureCode(context.rows), context.own(samples)
+    erasure_code = ErasureCode(context.rows, labels=context.label_sets)
+    own = context.own(samples)
     return choose(
         str(fitted.key),
         fitted.candidates,

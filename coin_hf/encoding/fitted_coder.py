@@ -172,8 +172,8 @@ def _foundation(context: EncodingContext, block: TaskArithmeticBlock) -> Theta:
     permuted = [expert.name for expert in context.experts if expert.class_order is not None]
     if permuted:
         raise InputError(
-            f"expert '{permuted[0]}' numbers its classes in another order than the first one, so "
-            "that they have no common foundation head: use another coder, or save it in that order"
+            f"expert '{permuted[0]}' has other classes than the first one, or in another order, so "
+            "that they have no common foundation head: use another coder"
         )
     with context.run.main_first():
         foundation = load_expert(
@@ -231,7 +231,8 @@ def _distillation(context: EncodingContext) -> FittedCoder:
     history: list[dict[str, Any]] = []
 
     def parameters(_: float, betas: Sequence[float]) -> Theta:
-        code, student = ErasureCode(betas), copy.deepcopy(context.experts[0].model)
+        code = ErasureCode(betas, labels=context.label_sets)
+        student = copy.deepcopy(context.experts[0].model)
         dtype = next(student.parameters()).dtype
         student.to(torch.promote_types(dtype, torch.float32))
         set_values(student, average(thetas, betas=betas) | average_buffers(buffers, betas=betas))

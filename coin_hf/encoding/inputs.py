@@ -13,8 +13,8 @@ from coin_hf.data.texts import open_rows
 from coin_hf.encoding.context import RunContext
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
+from coin_hf.experts.classes import in_common_rows, with_labels
 from coin_hf.experts.expert import Expert, load_expert
-from coin_hf.experts.heads import in_one_order
 from coin_hf.experts.trial import check_runs, makes_one_shape
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
@@ -47,7 +47,9 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
         ]
     for expert in loaded:
         check_runs(expert)
-    experts = in_one_order(loaded)
+    blocks = zip(loaded, recipe.experts, strict=True)
+    loaded = [with_labels(expert, block.labels) for expert, block in blocks]
+    experts = in_common_rows(loaded, recipe.classes)
     check_alignment(experts)
     differing = differing_statistics(experts)
     if differing:

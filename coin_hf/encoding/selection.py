@@ -8,6 +8,7 @@ from torch import Tensor
 
 from coin_hf.data.samples import Samples
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import predicted
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.records.measurements import Choice
@@ -87,7 +88,8 @@ def measure(
             decoded = decode_missing(pattern, logits, {"coded": c}, code)["coded"][i]
             labels = None if samples.labels is None else samples.labels[mine]
             errors = coding_errors(logits, c, code)
-            found.append(score(decoded.argmax(1), logits[i].argmax(1), labels, errors))
+            answer, own_answer = (predicted(code.labels, i, f) for f in (decoded, logits[i]))
+            found.append(score(answer, own_answer, labels, errors))
     ndas = [each.nda for each in found]
     known = {} if None in ndas else {"nda": _mean(ndas)}
     return known | {

@@ -148,3 +148,39 @@ def _least_by_order(
             k = int(values.argmin())
             found.append((float(values[k]), (tuple(r[k].tolist()), tuple(c[k].tolist()))))
         yield min(found)
+
+
+def decoder(
+    rows: Rows,
+    losses: Sequence[float] | None,
+    missing: Sequence[int],
+    there: Sequence[int],
+) -> tuple[tuple[float, ...], ...]:
+    """Return the float64 matrix from the coded models' remainders to the missing answers.
+
+    (W^1/2 A)^+ W^1/2 with A = B[C, E] and W = diag(1 / coding loss); the inverse of A where it is
+    square.
+
+    Args:
+        rows: The betas B, shape (M, N).
+        losses: Coding losses, shape (M,); None for equal weights.
+        missing: E, indices of the missing experts.
+        there: C, indices of the coded models that answer.
+
+    Returns:
+        Shape (E, C).
+    """
+    part = np.array([[rows[c][i] for i in missing] for c in there])  # (C, E)
+    if len(missing) == len(there):
+        solved = np.linalg.inv(part)
+    else:
+        root = np.array([_root_weight(losses, c) for c in there])
+        solved = np.linalg.pinv(root[:, None] * part) * root
+    return tuple(tuple(row) for row in solved.tolist())
+
+
+def _root_weight(losses: Sequence[float] | None, c: int) -> float:
+    """Return 1 / sqrt(coding loss), relative to the worst; bounded, since a loss may be 0."""
+    if losses is None or max(losses) == 0:
+        return 1.0
+    return float((max(losses) / max(losses[c], 1e-12 * max(losses))) ** 0.5)

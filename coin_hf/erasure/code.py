@@ -7,9 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coin_hf.erasure.amplification import BAD, amplification, check_code, worst_amplification
+from coin_hf.erasure.amplification import (
+    BAD,
+    amplification,
+    check_code,
+    decoder,
+    worst_amplification,
+)
+from coin_hf.erasure.answers import check_numbers, check_shapes, numbers, weighted_sum, wide
 from coin_hf.erasure.betas import Betas, rows_of, written
 from coin_hf.erasure.design import design
+from coin_hf.erasure.label_sets import LabelSets, check_label_sets
 
 
 class ErasureCode:
@@ -34,7 +42,13 @@ class ErasureCode:
         {1: tensor([[8.]])}
     """
 
-    def __init__(self, betas: Betas, *, losses: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        betas: Betas,
+        *,
+        losses: Sequence[float] | None = None,
+        labels: LabelSets | None = None,
+    ) -> None:
         """Set the coding weights; warn if they amplify errors 1000 times or more.
 
         Args:
@@ -42,6 +56,7 @@ class ErasureCode:
                 1 (within 1e-6; kept as given), every square submatrix invertible.
             losses: Measured coding loss of each coded model, shape (M,), not negative, all in the
                 same unit; None if unknown: all have equal weight.
+            labels: The logits that each expert has, all others being zero; None if all have all.
 
         Raises:
             ValueError: If the betas or the losses are not valid.
@@ -60,6 +75,10 @@ class ErasureCode:
                 f"got {list(losses)}"
             )
         self.losses = None if losses is None else tuple(float(loss) for loss in losses)
+        self.labels = labels
+        """The logits that each expert has; None if all have all."""
+        if labels is not None:
+            check_label_sets(labels, self.num_experts)
         worst = worst_amplification(self.rows)
         if worst >= BAD:
             warnings.warn(
@@ -110,9 +129,9 @@ class ErasureCode:
             ValueError: If an index is out of range, or fewer coded models answer than experts are
                 missing.
         """
-        lost = _numbers([missing] if isinstance(missing, int) else missing)
-        there = tuple(range(self.num_coded)) if coded is None else _numbers(coded)
-        self._check_numbers(lost, there)
+        lost = numbers([missing] if isinstance(missing, int) else missing)
+        there = tuple(range(self.num_coded)) if coded is None else numbers(coded)
+        check_numbers(lost, there, self.rows)
         if not lost:
             return 0.0
         if len(lost) > len(there):
@@ -147,7 +166,7 @@ class ErasureCode:
             )
         answers = dict(enumerate(outputs))
         dtype = outputs[0].dtype
-        return {c: _weighted_sum(answers, row).to(dtype) for c, row in enumerate(self.rows)}
+        return {c: weighted_sum(answers, row).to(dtype) for c, row in enumerate(self.rows)}
 
     def decode(
         self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
@@ -161,23 +180,60 @@ class ErasureCode:
 
         Returns:
             The missing answers by expert index, in the answers' dtype; empty when none is
-            missing.
+            missing. With label sets, (B, K) with zeros where an expert has no label.
 
         Raises:
             ValueError: If an index is out of range, shapes differ, or there are fewer coded answers
                 than missing experts.
         """
         missing = tuple(i for i in range(self.num_experts) if i not in experts)
-        there = _numbers(coded)
-        self._check_numbers(_numbers(experts), there)
+        there = numbers(coded)
+        check_numbers(numbers(experts), there, self.rows)
         if not missing:
             return {}
-        if len(there) < len(missing):
-            raise ValueError(
-                f"cannot decode experts {list(missing)} from experts {sorted(experts)} and coded "
-                f"models {list(there)}: one coded model replaces one missing expert"
-            )
-        _check_shapes(experts, coded)
+        self.check_decodable(missing, there)
+        check_shapes(experts, coded)
+        if self.labels is None:
+            return self._recovered(missing, experts, coded)
+        found = {i: torch.zeros_like(coded[there[0]]) for i in missing}
+        for owners, rows in self.labels.groups.items():
+            lost = tuple(i for i in owners if i not in experts)
+            if not lost:
+                continue
+            here = {i: experts[i][..., rows] for i in owners if i in experts}
+            answers = self._recovered(lost, here, {c: coded[c][..., rows] for c in there})
+            for i, answer in answers.items():
+                found[i][..., rows] = answer
+        return found
+
+    def check_decodable(self, missing: Sequence[int], coded: Sequence[int]) -> None:
+        """Check that there are enough coded answers: one for each missing expert.
+
+        Of experts with label sets of their own, only those that share a label count together.
+
+        Args:
+            missing: Indices of the missing experts.
+            coded: Indices of the coded models that answer.
+
+        Raises:
+            ValueError: If there are too few, which says of which experts.
+        """
+        everyone = tuple(range(self.num_experts))
+        for owners in (everyone,) if self.labels is None else self.labels.groups:
+            lost = [i for i in owners if i in missing]
+            if len(lost) > len(coded):
+                raise ValueError(
+                    f"cannot decode experts {lost} from experts "
+                    f"{[i for i in everyone if i not in missing]} and coded models {list(coded)}: "
+                    "one coded model replaces one missing expert"
+                    + ("" if self.labels is None else " of those that share a label")
+                )
+
+    def _recovered(
+        self, missing: tuple[int, ...], experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Solve for the missing answers; experts that are neither are zero there."""
+        there = numbers(coded)
         dtype = coded[there[0]].dtype
         rests = {c: self._rest(c, experts, coded[c]) for c in there}
         if len(missing) == len(there) == 1:
@@ -185,7 +241,7 @@ class ErasureCode:
             return {i: (rests[c] / self.rows[c][i]).to(dtype)}
         matrix = self._decoder(missing, there)
         return {
-            i: _weighted_sum(rests, dict(zip(there, row, strict=True))).to(dtype)
+            i: weighted_sum(rests, dict(zip(there, row, strict=True))).to(dtype)
             for i, row in zip(missing, matrix, strict=True)
         }
 
@@ -208,14 +264,14 @@ class ErasureCode:
             ValueError: If an expert's answer is missing, there is no coded one, an index is out of
                 range or shapes differ.
         """
-        there = _numbers(coded)
-        self._check_numbers(_numbers(experts), there)
+        there = numbers(coded)
+        check_numbers(numbers(experts), there, self.rows)
         if len(experts) < self.num_experts or not there:
             raise ValueError(
                 f"the check needs the answers of all {self.num_experts} experts and one coded "
                 f"model, got experts {sorted(experts)} and coded models {list(there)}"
             )
-        _check_shapes(experts, coded)
+        check_shapes(experts, coded)
         total = None
         for c in there:
             loss = 1.0 if self.losses is None else max(self.losses[c], 1e-30)
@@ -227,70 +283,11 @@ class ErasureCode:
     def _rest(self, c: int, experts: Mapping[int, Tensor], answer: Tensor) -> Tensor:
         """Return f_c - sum beta_ci f_i over the available experts: the missing ones' share."""
         if not experts:
-            return _wide(answer)
-        return _wide(answer) - _weighted_sum(experts, self.rows[c])
+            return wide(answer)
+        return wide(answer) - weighted_sum(experts, self.rows[c])
 
     @torch.compiler.assume_constant_result  # depends on the pattern alone
     def _decoder(
         self, missing: tuple[int, ...], there: tuple[int, ...]
     ) -> tuple[tuple[float, ...], ...]:
-        """Return the float64 matrix from the coded models' remainders to the missing answers.
-
-        (W^1/2 A)^+ W^1/2 with A = B[C, E]; the inverse of A where it is square.
-        """
-        part = np.array([[self.rows[c][i] for i in missing] for c in there])  # (C, E)
-        if len(missing) == len(there):
-            solved = np.linalg.inv(part)
-        else:
-            root = np.array([self._root_weight(c) for c in there])
-            solved = np.linalg.pinv(root[:, None] * part) * root
-        return tuple(tuple(row) for row in solved.tolist())
-
-    def _root_weight(self, c: int) -> float:
-        """Return 1 / sqrt(coding loss), relative to the worst; bounded, since a loss may be 0."""
-        if self.losses is None or max(self.losses) == 0:
-            return 1.0
-        return float((max(self.losses) / max(self.losses[c], 1e-12 * max(self.losses))) ** 0.5)
-
-    def _check_numbers(self, experts: Sequence[int], coded: Sequence[int]) -> None:
-        for what, numbers, size in (
-            ("expert", experts, self.num_experts),
-            ("coded model", coded, self.num_coded),
-        ):
-            for number in numbers:
-                if not 0 <= number < size:
-                    raise ValueError(
-                        f"there is no {what} {number}: they are numbered 0 to {size - 1}"
-                    )
-
-
-def _numbers(answers: Mapping[int, Tensor] | Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(answers))
-
-
-def _check_shapes(experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> None:
-    """Reject answers of different shapes: broadcasting would give a wrong result."""
-    expected = next(iter(coded.values())).shape
-    for what, answers in (("expert", experts), ("coded model", coded)):
-        for number, answer in answers.items():
-            if answer.shape != expected:
-                raise ValueError(
-                    f"the answer of {what} {number} has shape {tuple(answer.shape)}, expected "
-                    f"{tuple(expected)} as the others"
-                )
-
-
-def _wide(output: Tensor) -> Tensor:
-    """Widen half precision: decoding would amplify its rounding errors."""
-    return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def _weighted_sum(
-    outputs: Mapping[int, Tensor], weights: Sequence[float] | Mapping[int, float]
-) -> Tensor:
-    """Return sum w_i f_i over the given answers, by ascending index, in float32 or wider."""
-    first, *rest = sorted(outputs)
-    total = weights[first] * _wide(outputs[first])
-    for i in rest:
-        total = total + weights[i] * _wide(outputs[i])
-    return total
+        return decoder(self.rows, self.losses, missing, there)

@@ -25,7 +25,7 @@ def calibrate(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureC
         The calibration.
     """
     losses = coding_errors(experts, coded, code).double().mean(1).tolist()
-    weighted = ErasureCode(code.rows, losses=losses)
+    weighted = ErasureCode(code.rows, losses=losses, labels=code.labels)
     residuals = weighted.residual(dict(enumerate(experts)), dict(enumerate(coded))).double()
     threshold = torch.quantile(residuals, QUANTILE).item()
     return Calibration(

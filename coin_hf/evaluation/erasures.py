@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.data.rows import count_damaged, prepared_batch
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import predicted
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.errors import InputError
 from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
@@ -161,16 +162,25 @@ def _measure(
 
     The last axis of each tensor is the batch.
     """
-    found: dict[Any, Tensor] = {"expert": experts[i].argmax(1)}
+    found: dict[Any, Tensor] = {"expert": predicted(code.labels, i, experts[i])}
     for pattern in patterns:
         for method, answers in decode_missing(pattern, experts, coded, code).items():
-            found[pattern, method] = answers[i].argmax(1)
+            found[pattern, method] = predicted(code.labels, i, answers[i])
     exact = list(code.encode([logits.double() for logits in experts]).values())
     for method, c in (*coded.items(), (OUTPUT_AVERAGE, exact)):
         found["errors", method] = coding_errors(experts, c, code)
     if threshold is not None:
         answers, first = dict(enumerate(experts)), dict(enumerate(next(iter(coded.values()))))
         found["alarms"] = code.residual(answers, first) > threshold
-        answers[i] = experts[i].roll(1, dims=1)
+        answers[i] = _shifted(experts[i], None if code.labels is None else code.labels.rows[i])
         found["noticed"] = code.residual(answers, first) > threshold
     return found
+
+
+def _shifted(logits: Tensor, rows: Sequence[int] | None) -> Tensor:
+    """Shift an expert's own logits by one class."""
+    if rows is None:
+        return logits.roll(1, dims=1)
+    moved = logits.clone()
+    moved[:, rows] = logits[:, rows].roll(1, dims=1)
+    return moved

@@ -40,15 +40,27 @@ def decode_missing(
     }
     answers[OUTPUT_AVERAGE] = code.decode(there, code.encode(wide))
     if there:
-        # Betas averaged over the coded models, to weight the answers present.
-        betas = [sum(column) / code.num_coded for column in zip(*code.rows, strict=True)]
-        share = sum(betas[j] for j in there)
-        weighted = [(betas[j] / share) * logits for j, logits in there.items()]
-        answers[NO_CODED_MODEL] = dict.fromkeys(missing, torch.stack(weighted).sum(0))
+        answers[NO_CODED_MODEL] = dict.fromkeys(missing, _mean_of(there, code))
     return {
         name: {i: logits.to(experts[i].dtype) for i, logits in answer.items()}
         for name, answer in answers.items()
     }
+
+
+def _mean_of(there: Mapping[int, Tensor], code: ErasureCode) -> Tensor:
+    """Average the answers that are there, for each label those of the experts that have it."""
+    # Betas averaged over the coded models, to weight the answers present.
+    betas = [sum(column) / code.num_coded for column in zip(*code.rows, strict=True)]
+    if code.labels is None:
+        share = sum(betas[j] for j in there)
+        return torch.stack([(betas[j] / share) * logits for j, logits in there.items()]).sum(0)
+    mean = torch.zeros_like(next(iter(there.values())))
+    for owners, rows in code.labels.groups.items():
+        here = [j for j in owners if j in there]
+        share = sum(betas[j] for j in here)
+        for j in here:
+            mean[:, rows] += (betas[j] / share) * there[j][:, rows]
+    return mean
 
 
 def coding_errors(experts: Sequence[Tensor], coded: Sequence[Tensor], code: ErasureCode) -> Tensor:

@@ -45,7 +45,9 @@ class Expert:
     license: str | None
     """Licence its card declares, if any."""
     class_order: ClassOrder | None = None
-    """The order of its own classes, where its rows are permuted to another expert's."""
+    """The rows of its own classes, where they are not those of its own head."""
+    labels: tuple[str, ...] | None = None
+    """The names of its own classes in its own order, where its rows are placed among others'."""
 
     @property
     def task(self) -> Task:
@@ -80,9 +82,7 @@ class Expert:
     @property
     def own_names(self) -> tuple[str, ...] | None:
         """The names of its classes in its own order, that of its answers in an ensemble."""
-        if self.class_order is None or self.label_names is None:
-            return self.label_names
-        return tuple(self.label_names[row] for row in self.class_order.rows)
+        return self.label_names if self.class_order is None else self.labels
 
     @classmethod
     def from_module(

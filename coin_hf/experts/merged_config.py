@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coin_hf.records.coin import ClassOrder
+
 ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", "hf_hub_filename",
           "custom_load", "paper_ids", "paper_name")  # fmt: skip
 """Keys of timm's `pretrained_cfg` that describe the origin of the weights, not their use."""
@@ -46,6 +48,22 @@ def merged_names(all_names: Sequence[Names | None]) -> Names | None:
     if not known:
         return None
     return tuple(" / ".join(dict.fromkeys(column)) for column in zip(*known, strict=True))
+
+
+def placed_names(own: Sequence[str] | None, order: ClassOrder) -> tuple[str, ...] | None:
+    """Name the rows by the classes of an expert that has them all.
+
+    Args:
+        own: Its names in its own order, if any.
+        order: The rows of its classes.
+
+    Returns:
+        K names by row; None if it has none, or there are rows of other classes.
+    """
+    if own is None or order.count > len(order.rows):
+        return None
+    by_row = dict(zip(order.rows, own, strict=True))
+    return tuple(by_row[row] for row in range(order.count))
 
 
 def timm_config(config: Mapping[str, Any], num_classes: int, names: Names | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 Library = Literal["auto", "timm", "transformers"]
 Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
 Step = Literal["layerwise", "head"]
+Classes = Literal["name", "position", "separate"]
 
 
 def _number(value: Any) -> Any:
@@ -73,6 +74,8 @@ class ExpertBlock(Block):
     """Short name in tables and cards; by default the last part of `model`."""
     library: Library = "auto"
     """Which library builds the network; `auto` reads it from `config.json`."""
+    labels: Annotated[tuple[StrictStr, ...], Field(min_length=1)] | None = None
+    """The names of its classes, in its own order, in place of those it records."""
 
     @property
     def label(self) -> str:

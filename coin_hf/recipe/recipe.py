@@ -13,6 +13,7 @@ from coin_hf.errors import InputError, shown
 from coin_hf.recipe.blocks import (
     AugmentBlock,
     Block,
+    Classes,
     Coder,
     DatasetBlock,
     DistillationBlock,
@@ -53,6 +54,11 @@ class Recipe(Block):
     coded: Annotated[StrictInt, Field(ge=1)] | None = None
     """Number of coded models, instead of `betas`: their betas are designed for low error
     amplification, as `coin-hf design` shows."""
+    classes: Classes | None = None
+    """Which logits of the experts are coded together: `name`, those of classes of one name, so
+    that experts may have different labels; `position`, class k with class k; `separate`, none. By
+    default by name, but by position where all experts number as many classes and none has a name
+    that another gives to a class of another number."""
     coder: Coder = "coin"
     """How the coded parameters are computed: `coin` is Fisher averaging, arXiv:2409.01420; the
     others are alternatives, with their settings in the block of that name."""

@@ -10,7 +10,7 @@ from coin_hf.encoding.pinning import pin_datasets, pin_experts
 from coin_hf.erasure.betas import Betas, rows_of, written
 from coin_hf.errors import InputError
 from coin_hf.recipe import Recipe
-from coin_hf.records.coin import ClassOrder, CoinRecord
+from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.paths import place_of
 from coin_hf.repository.provenance import environment
@@ -107,25 +107,23 @@ def _add(data: dict[str, Any], new: Newcomer) -> None:
 
 
 def recoded_coin(
-    coin: CoinRecord, recipe: Recipe, joins: Mapping[str, tuple[str, ClassOrder | None]]
+    coin: CoinRecord, recipe: Recipe, joins: Mapping[str, dict[str, Any]]
 ) -> CoinRecord:
     """Build the new `coin.json`, without any measurement.
 
     Args:
         coin: The old one.
         recipe: The new recipe.
-        joins: Library and order of classes of each expert that joined, by name.
+        joins: What is recorded of each expert that joined, besides its entry in the recipe, by
+            name.
 
     Returns:
         The new record; folders are absolute paths.
     """
     said = recipe.dump()
-    known = {e.name: (e.library, e.class_order) for e in coin.experts} | dict(joins)
-    experts = [
-        {**entry, "library": library, **({"class_order": order.dump()} if order else {})}
-        for entry in said["experts"]
-        for library, order in [known[entry["name"]]]
-    ]
+    kept = ("library", "class_order", "labels")
+    known = {e.name: {key: e[key] for key in kept} for e in coin.experts} | dict(joins)
+    experts = [{**entry, **known[entry["name"]]} for entry in said["experts"]]
     return CoinRecord.model_validate(
         {
             **coin.dump(),

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,12 +13,13 @@ from coin_hf.encoding.fishers import compute_fisher
 from coin_hf.encoding.inputs import draw_recorded
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
+from coin_hf.experts.classes import in_common_rows, with_labels
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
-from coin_hf.experts.heads import in_one_order
 from coin_hf.experts.trial import check_runs
 from coin_hf.hub.client import fetch, locate
 from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
+from coin_hf.networks.class_rows import spread
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import ExpertBlock
 from coin_hf.records.coin import ClassOrder, CoinRecord
@@ -26,6 +27,9 @@ from coin_hf.repository.fisher_files import check_fisher, fisher_path, load_fish
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata, samples_hash
 from coin_hf.repository.mapped_tensors import weights_in
 from coin_hf.repository.provenance import environment
+
+SHOWN = 5
+"""Labels listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,19 @@ class Joined:
     library: Literal["timm", "transformers"]
     license: str | None
     class_order: ClassOrder | None
-    """The order of its own classes, if its rows are permuted to the coded model's."""
+    """The rows of its own classes, if they are not its own head's."""
+    labels: list[str] | None
+    """Their names, if so."""
     source: Path | None
     """The file that holds its Fisher, if already computed."""
     fisher: Mapping[str, Tensor]
     metadata: dict[str, str]
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What coin.json records of it, besides its entry in the recipe."""
+        order = None if self.class_order is None else self.class_order.dump()
+        return {"library": self.library, "class_order": order, "labels": self.labels}
 
     def write_fisher(self, place: Path) -> None:
         """Write its Fisher.
@@ -86,7 +98,7 @@ def join(
         folder, repo="", revision="", library="auto", device=None, name="coded model"
     )
     check_runs(expert)
-    expert = in_one_order([coded, expert])[1]
+    expert = _in_rows_of(coded, with_labels(expert, block.labels), recipe)
     check_alignment([coded, expert])
     if published is not None:
         return _published(published, expert, coin)
@@ -104,7 +116,25 @@ def join(
         class_order=expert.class_order,
     )
     values = as_stored(expert, found)
-    return Joined(coin.library, expert.license, expert.class_order, None, values, metadata)
+    return _joined(coin, expert, None, values, metadata)
+
+
+def _in_rows_of(coded: Expert, expert: Expert, recipe: Recipe) -> Expert:
+    """Place an expert's rows among the coded model's, which must have all its labels."""
+    if recipe.classes == "separate":
+        raise InputError(
+            "the experts were coded with `classes: separate`, so that one that joins would need "
+            "rows of its own: encode again from a recipe with all experts"
+        )
+    known, (wider, placed) = coded.num_classes, in_common_rows([coded, expert], recipe.classes)
+    if wider.num_classes > known:
+        new = [name for name in placed.own_names or () if name not in (coded.label_names or ())]
+        raise InputError(
+            f"expert '{expert.name}' has labels that the coded model lacks "
+            f"({', '.join(new[:SHOWN])}), and the saved Fishers say nothing of them: encode again "
+            "from a recipe with all experts"
+        )
+    return placed
 
 
 def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
@@ -121,15 +151,34 @@ def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
     )
     order, held = expert.class_order, said.get("class_order")
     if held == (None if order is None else order.model_dump_json()):
-        return Joined(coin.library, expert.license, order, path, {}, said)
+        return _joined(coin, expert, path, {}, said)
+    if order is not None and order.width is not None:
+        raise InputError(
+            f"expert '{expert.name}' lacks labels of the coded model, for which its Fisher has no "
+            "rows: leave `--fisher` out, and it is computed"
+        )
     if held is not None or order is None:
         raise InputError(
             f"the Fisher of expert '{expert.name}' has its classes in the order of another coded "
             "model: compute it with `coin-hf fisher --like TARGET`"
         )
     values = {
-        name: value[order.own] if name in order.tensors else value
+        name: spread(value, order.rows, order.count) if name in order.tensors else value
         for name, value in load_fisher(path).items()
     }
     said |= {"class_order": order.model_dump_json()}
-    return Joined(coin.library, expert.license, order, None, values, said)
+    return _joined(coin, expert, None, values, said)
+
+
+def _joined(
+    coin: CoinRecord,
+    expert: Expert,
+    source: Path | None,
+    values: Mapping[str, Tensor],
+    metadata: dict[str, str],
+) -> Joined:
+    named = expert.class_order is not None and expert.own_names is not None
+    labels = list(expert.own_names or ()) if named else None
+    return Joined(
+        coin.library, expert.license, expert.class_order, labels, source, values, metadata
+    )

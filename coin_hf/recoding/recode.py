@@ -15,6 +15,7 @@ from coin_hf.experts.merged_config import (
     merged_names,
     names_in,
     nested,
+    placed_names,
     timm_config,
     transformers_config,
 )
@@ -30,7 +31,7 @@ from coin_hf.recipe import Recipe
 from coin_hf.recipe.text_files import read_json
 from coin_hf.recoding.changes import Newcomer, changed_recipe, recoded_coin, recoded_result
 from coin_hf.recoding.streaming import check_same_tensors, write_coded
-from coin_hf.records.coin import CoinRecord
+from coin_hf.records.coin import CoinRecord, ExpertRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.fisher_files import check_fisher, fisher_path, tied_in
 from coin_hf.repository.fisher_origin import draws_of, samples_hash
@@ -94,7 +95,7 @@ def recode(
     _check_recodable(repo, coin)
     recipe = changed_recipe(coin.recipe, betas, lam, coded, add, drop, overrides)
     plan = _check(folder, coin, recipe, {new.label: new for new in add}, progress=progress)
-    joins = {name: (each.library, each.class_order) for name, each in plan.joined.items()}
+    joins = {name: each.recorded for name, each in plan.joined.items()}
     licenses = {name: each.license for name, each in plan.joined.items()}
     record = recoded_coin(coin, recipe, joins)
     made = recoded_result(result, record, licenses)
@@ -167,7 +168,6 @@ def _check(
     }
     model = weights_in(folder, "the coded model")
     experts = {name: weights_in(place, f"expert '{name}'") for name, place in sources.items()}
-    check_same_tensors(list(experts.values()), model)
     tied: dict[str, str] = {}
     joined: dict[str, Joined] = {}
     for block in recipe.experts:
@@ -192,6 +192,7 @@ def _check(
     for name, place in sources.items():
         if orders[name] is not None:
             experts[name] = weights_in(place, f"expert '{name}'", orders[name])
+    check_same_tensors(list(experts.values()), model)
     names = list(sources)
     renamed = names != [expert.name for expert in coin.experts]
     return _Plan(folder, names, sources, model, list(experts.values()), tied, joined, renamed)
@@ -225,12 +226,11 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
     config = _config(plan.folder)
     if plan.renamed:
         configs = [_config(place) for place in plan.sources.values()]
-        own = [names_in(each, record.library, classes) for each in configs]
-        orders = [expert.class_order for expert in record.experts]
+        rows = names_in(config, record.library, classes)
         names = merged_names(
             [
-                names if names is None or order is None else tuple(names[k] for k in order.own)
-                for names, order in zip(own, orders, strict=True)
+                _names_by_row(expert, each, classes, rows)
+                for expert, each in zip(record.experts, configs, strict=True)
             ]
         )
         if record.library == "timm":
@@ -244,6 +244,17 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
         for name in BESIDE_FILES:
             if (plan.folder / name).is_file():
                 shutil.copyfile(plan.folder / name, place / name)
+
+
+def _names_by_row(
+    expert: ExpertRecord, config: Mapping[str, Any], classes: int, rows: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """Name all rows as one expert does, those that it lacks as the coded model does."""
+    order = expert.class_order
+    if order is not None and order.width is not None:
+        return rows
+    own = tuple(expert.labels or ()) or names_in(config, expert.library, classes)
+    return own if order is None else placed_names(own, order)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import Rows, written
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import LabelSets, predicted
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.errors import InputError
 from coin_hf.evaluation.calibration import calibrate
@@ -124,7 +125,7 @@ def tune_betas(
                     logits_of(each.model, inputs, batch_size=batch).double()
                     for each in CodedEnsemble.from_pretrained(place).coded_models
                 ]
-            found[betas] = _expected(betas, answers, coded, missing)
+            found[betas] = _expected(betas, answers, coded, missing, ensemble.code.labels)
             if progress is not None:
                 one = found[betas]
                 progress(f"{written(betas)}: error {one.error:.4g}, agreement {one.agreement:.3f}")
@@ -158,18 +159,22 @@ def _scaled(rows: Rows, scales: Sequence[float]) -> Rows:
 
 
 def _expected(
-    rows: Rows, experts: Sequence[Tensor], coded: Sequence[Tensor], missing: Sequence[float]
+    rows: Rows,
+    experts: Sequence[Tensor],
+    coded: Sequence[Tensor],
+    missing: Sequence[float],
+    labels: LabelSets | None,
 ) -> Proposal:
     """Decode every pattern on the samples and weight it by its probability."""
-    losses = calibrate(experts, coded, ErasureCode(rows)).losses
-    code = ErasureCode(rows, losses=losses)
+    losses = calibrate(experts, coded, ErasureCode(rows, labels=labels)).losses
+    code = ErasureCode(rows, losses=losses, labels=labels)
     error = agreement = total = 0.0
     for pattern in erasure_patterns(len(experts), code.num_coded)[0]:
         chance = prod(p if i in pattern else 1 - p for i, p in enumerate(missing))
         there = {i: f for i, f in enumerate(experts) if i not in pattern}
         for i, answer in code.decode(there, dict(enumerate(coded))).items():
             error += chance * (answer - experts[i]).square().sum(1).mean().item()
-            same = answer.argmax(1) == experts[i].argmax(1)
+            same = predicted(code.labels, i, answer) == predicted(code.labels, i, experts[i])
             agreement += chance * torch.mean(same.double()).item()
             total += chance
     return Proposal(rows, error, agreement / total, worst_amplification(rows))

@@ -7,9 +7,11 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from coin_hf.erasure.betas import rows_of
+from coin_hf.erasure.label_sets import LabelSets
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import (
     AugmentBlock,
+    Classes,
     Coder,
     DatasetBlock,
     DistillationBlock,
@@ -34,23 +36,29 @@ Betas = list[float] | list[list[float]]
 
 
 class ClassOrder(Record):
-    """The order of an expert's classes, where it is not that of the networks' rows."""
+    """The rows of an expert's classes, where they are not those of its own head."""
 
     rows: list[int]
-    """The row of the logits for each of its own classes: a permutation of 0 to K - 1."""
+    """The row of the logits for each of its own classes: all different."""
     tensors: list[str]
-    """Its head, whose rows are permuted: names of parameters and buffers."""
+    """Its head, whose rows are placed: names of parameters and buffers."""
+    width: int | None = None
+    """K, where it has fewer classes itself; by default `rows` is a permutation of all."""
 
     @model_validator(mode="after")
-    def _permutation(self) -> "ClassOrder":
-        if sorted(self.rows) != list(range(len(self.rows))):
+    def _different(self) -> "ClassOrder":
+        if self.width is None and sorted(self.rows) != list(range(len(self.rows))):
             raise ValueError(f"rows must hold each of 0 to {len(self.rows) - 1} once")
+        if len(set(self.rows)) < len(self.rows) or any(
+            not 0 <= row < self.count for row in self.rows
+        ):
+            raise ValueError(f"rows must hold different numbers of 0 to {self.count - 1}")
         return self
 
     @property
-    def own(self) -> list[int]:
-        """Its own class in each row."""
-        return sorted(range(len(self.rows)), key=self.rows.__getitem__)
+    def count(self) -> int:
+        """K, the number of rows."""
+        return len(self.rows) if self.width is None else self.width
 
 
 class ExpertRecord(Record):
@@ -64,8 +72,27 @@ class ExpertRecord(Record):
     """Commit SHA, or `sha256:...` of the folder."""
     name: str
     library: Literal["timm", "transformers"]
+    labels: list[str] | None = None
+    """The names of its own classes in its own order, where they are given or have other rows."""
     class_order: ClassOrder | None = None
-    """The order of its classes, if its rows are permuted to the other experts'."""
+    """The rows of its classes, if they are not its own head's."""
+
+
+def label_sets(orders: Sequence[ClassOrder | None]) -> LabelSets | None:
+    """Return the label sets of experts.
+
+    Args:
+        orders: The rows of each expert's classes; None where they are its own head's.
+
+    Returns:
+        The rows that each has; None where every expert has all.
+    """
+    width = max((order.count for order in orders if order is not None), default=0)
+    if all(order is None or len(order.rows) == width for order in orders):
+        return None
+    every = tuple(range(width))
+    rows = tuple(every if order is None else tuple(order.rows) for order in orders)
+    return LabelSets(rows=rows, count=width)
 
 
 class DrawnSamples(SamplesBlock):
@@ -108,6 +135,13 @@ class Settings(Record):
     """What the networks classify, where it is not images."""
 
     experts: Sequence[ExpertRecord]
+    classes: Classes | None = None
+    """How the experts' classes were placed, if the recipe says so."""
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        """The logits that each expert has; None if all have all."""
+        return label_sets([expert.class_order for expert in self.experts])
 
     def moved(self, change: Callable[[str], str]) -> Self:
         """Change the locations of experts, foundation and datasets.
@@ -171,8 +205,8 @@ class CoinRecord(Settings):
             InputError: If the record is not a valid recipe.
         """
         said = self.dump()
-        keys = ("coder", "betas", "lam", *SETTINGS, *REFINING, "experts", "datasets", "samples",
-                "fisher", "evaluation")  # fmt: skip
+        keys = ("coder", "classes", "betas", "lam", *SETTINGS, *REFINING, "experts", "datasets",
+                "samples", "fisher", "evaluation")  # fmt: skip
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")
         for expert in data["experts"]:

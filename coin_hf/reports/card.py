@@ -12,7 +12,7 @@ from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card_usage import inputs_of, usage
 from coin_hf.reports.safe_text import plain_id, safe
-from coin_hf.reports.tables import cell, table
+from coin_hf.reports.tables import cell, labels_table, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
 HOW = {
@@ -114,7 +114,7 @@ def _text(result: ResultRecord, repo_id: str) -> str:
 | expert | repository | revision | dataset |
 |---|---|---|---|
 {experts}
-
+{_labels(result)}
 ## How well it answers for a missing expert
 {_measurements(result)}
 
@@ -124,6 +124,19 @@ def _text(result: ResultRecord, repo_id: str) -> str:
 ## Limits
 The decoded answer is approximate: read the table, not only its best row. The experts' own limits and licences
 apply to what is made of them.
+"""
+
+
+def _labels(result: ResultRecord) -> str:
+    """Say which labels each expert has, where they differ."""
+    if result.label_sets is None:
+        return ""
+    return f"""
+The experts have labels of their own. This model has a logit for each label of any of them; an expert's answer has
+its own alone. Labels that no other expert shares are decoded from the coded model alone, divided by the expert's β,
+whatever else is missing.
+
+{labels_table(result, "markdown")}
 """
 
 

@@ -46,6 +46,8 @@ def safe(result: ResultRecord) -> ResultRecord:
     names = {name: escaped(name) for name in [e["name"] for e in data["experts"]]}
     for expert in data["experts"]:
         expert |= {"name": escaped(expert["name"]), "dataset": escaped(expert["dataset"])}
+        if expert.get("labels"):
+            expert["labels"] = [escaped(label) for label in expert["labels"]]
     data["datasets"] = {escaped(key): block for key, block in data["datasets"].items()}
     for erasure in data["erasures"]:
         erasure["missing"] = names.get(erasure["missing"], escaped(erasure["missing"]))

@@ -20,6 +20,8 @@ TITLES = {
     NO_CODED_MODEL: f"{NO_CODED_MODEL} (control)",
 }
 """Names of the methods in tables and figures."""
+SHOWN = 10
+"""Labels of an expert that a table lists."""
 
 
 def title(result: ResultRecord, method: str) -> str:
@@ -71,7 +73,37 @@ def table(result: ResultRecord | Mapping[str, Any], style: Style = "plain") -> s
     parts = [aligned(head, rows, style, text=2)]
     if len(result.singles) < len(result.erasures):
         parts += [_which(result), _patterns(result, style)]
+    if style == "plain" and result.label_sets is not None:
+        parts.append(labels_table(result))
     return "\n\n".join(parts)
+
+
+def labels_table(result: ResultRecord, style: Style = "plain") -> str:
+    """Render the experts' labels, where they have label sets of their own.
+
+    Args:
+        result: The result.
+        style: `plain` for a terminal, `markdown` for a card.
+
+    Returns:
+        One row for each expert: its labels, and what decoding its answer takes.
+    """
+    sets = result.label_sets
+    rows = []
+    for i, expert in enumerate(result.experts):
+        owned = range(result.num_classes) if sets is None else sets.rows[i]
+        own = expert.labels or [str(row) for row in owned]
+        others = range(len(result.experts)) if sets is None else sets.sharing(i)
+        needed = [result.experts[j].name for j in others if j != i]
+        more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
+        rows.append(
+            [
+                expert.name,
+                ", ".join(own[:SHOWN]) + more,
+                f"coded model and {', '.join(needed)}" if needed else "coded model alone",
+            ]
+        )
+    return aligned(["expert", "labels", "decoded from"], rows, style, text=3)
 
 
 def _which(result: ResultRecord) -> str:

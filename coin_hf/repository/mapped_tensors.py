@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coin_hf.errors import InputError
+from coin_hf.networks.class_rows import spread
 from coin_hf.records.coin import ClassOrder
 
 DTYPES = {
@@ -48,15 +49,14 @@ class Tensors:
         Args:
             files: The files.
             name: Their owner's name in messages.
-            order: The order of the classes in the files, if they are read in another: the rows of
-                the head's tensors are then read permuted.
+            order: The rows of the classes, if they are not read as in the files: rows of other
+                classes are read as zeros.
 
         Raises:
             InputError: If one is missing, damaged, or holds an unsupported dtype.
         """
         self.name = name
-        self._own = {} if order is None else dict.fromkeys(order.tensors, order.own)
-        """Row in the file for each row read, by tensor."""
+        self._order = order
         self.headers: dict[Path, bytes] = {}
         """The first bytes of each file, up to its first tensor."""
         self.entries: dict[str, Entry] = {}
@@ -73,11 +73,16 @@ class Tensors:
                     f"{name}: {file.name} is missing, damaged or cut short ({error}): download or "
                     "save it again"
                 ) from error
-        if lacking := self._own.keys() - self.entries:
-            raise InputError(
-                f"{name} has no tensor '{min(lacking)}', the head whose rows are permuted: encode "
-                "from a recipe instead"
-            )
+        if order is not None:
+            self._check_head(order)
+
+    def _check_head(self, order: ClassOrder) -> None:
+        for head in order.tensors:
+            if head not in self.entries or self.entries[head].shape[:1] != (len(order.rows),):
+                raise InputError(
+                    f"{self.name} has no tensor '{head}' of {len(order.rows)} classes, the head "
+                    "whose rows are placed: encode from a recipe instead"
+                )
 
     def _map(self, file: Path) -> None:
         with file.open("rb") as stream:
@@ -100,7 +105,13 @@ class Tensors:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor by name."""
-        return {name: entry.shape for name, entry in self.entries.items()}
+        order = self._order
+        return {
+            name: (order.count, *entry.shape[1:])
+            if order and name in order.tensors
+            else entry.shape
+            for name, entry in self.entries.items()
+        }
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return some elements of a tensor, flat, sharing memory with the mapped file if in order.
@@ -114,12 +125,16 @@ class Tensors:
             Shape (stop - start,).
         """
         entry = self.entries[name]
-        if name in self._own:
-            width = entry.count // entry.shape[0]
-            first, last = start // width, -(-stop // width)  # the rows that hold them
-            rows = self._flat(entry, 0, entry.count).view(-1, width)[self._own[name][first:last]]
-            return rows.flatten()[start - first * width : stop - first * width]
-        return self._flat(entry, start, stop)
+        if self._order is None or name not in self._order.tensors:
+            return self._flat(entry, start, stop)
+        width = entry.count // entry.shape[0]
+        first, last = start // width, -(-stop // width)  # the rows that hold them
+        own = [k for k, row in enumerate(self._order.rows) if first <= row < last]
+        rows = [self._order.rows[k] - first for k in own]
+        held = self._flat(entry, 0, entry.count).view(-1, width)[own]
+        return spread(held, rows, last - first).flatten()[
+            start - first * width : stop - first * width
+        ]
 
     def _flat(self, entry: Entry, start: int, stop: int) -> Tensor:
         place = entry.begin + start * entry.dtype.itemsize
@@ -132,7 +147,7 @@ def weights_in(folder: Path, name: str, order: ClassOrder | None = None) -> Tens
     Args:
         folder: Folder with `model.safetensors`, or several `model-*.safetensors`.
         name: Its name in messages.
-        order: The order of the classes in the files, if they are read in another.
+        order: The rows of the classes, if they are not read as in the files.
 
     Returns:
         Its tensors.

@@ -50,6 +50,8 @@ def coin_record(
         entry |= {"library": expert.library}
         if expert.class_order is not None:
             entry |= {"class_order": expert.class_order.dump()}
+            if expert.own_names is not None:
+                entry |= {"labels": list(expert.own_names)}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return CoinRecord.model_validate(
@@ -58,6 +60,7 @@ def coin_record(
             "library": experts[0].library,
             **({} if experts[0].task == "image-classification" else {"task": experts[0].task}),
             "coder": recipe.coder,
+            "classes": recipe.classes,
             "betas": said["betas"],
             "lam": said["lam"] if recipe.coder == "coin" else None,
             **({recipe.coder: said[recipe.coder]} if recipe.coder in SETTINGS else {}),
@@ -113,8 +116,8 @@ def result_record(
     """
     said = coin.dump()
     count = sum(len(rows) for rows in said["samples"].pop("rows").values())
-    shared = ("format", "library", "task", "coder", "betas", "lam", *SETTINGS, *REFINING,
-              "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
+    shared = ("format", "library", "task", "coder", "classes", "betas", "lam", *SETTINGS,
+              *REFINING, "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
     return Result.model_validate(
         {
             **{key: said[key] for key in shared if key in said},

@@ -203,6 +203,11 @@ def by_position(world: Path, turned: Sequence[int] | None = None) -> dict[str, A
     return recipe
 
 
+def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal up to rounding: a product's last bits may depend on which rows stand together."""
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6 * float(1 + b.abs().max()))
+
+
 @pytest.mark.slow
 def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: Path) -> None:
     same, other, rows = two_orders(tmp_path)
@@ -223,11 +228,11 @@ def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: P
     assert CodedEnsemble.from_pretrained(other / "coded").label_names == ensemble.label_names
     for missing in ([], ["low"], ["high"]):
         before, after = expected(x, missing=missing), loaded(x, missing=missing)
-        assert torch.equal(before[0], after[0])
-        assert torch.equal(before[1][:, rows], after[1])
+        assert_same(before[0], after[0])
+        assert_same(before[1][:, rows], after[1])
     low = expected.decode({"high": expected(x)[1]}, expected.coded_logits(x))[0]
-    assert torch.equal(loaded.decode({"high": own}, loaded.coded_logits(x))[0], low)
-    assert torch.equal(loaded(x)[1], own)
+    assert_same(loaded.decode({"high": own}, loaded.coded_logits(x))[0], low)
+    assert_same(loaded(x)[1], own)
 
     again = evaluate(other / "coded")
     assert again.erasures == ensemble.result.erasures
@@ -238,7 +243,7 @@ def test_experts_with_the_same_classes_in_another_order_are_permuted(tmp_path: P
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert json.loads((other / "recoded/config.json").read_text())["label_names"] == NAMES
     turned = CodedEnsemble.from_pretrained(other / "recoded", experts=True)
-    assert torch.equal(turned(x)[1], own)
+    assert_same(turned(x)[1], own)
 
 
 @pytest.mark.slow
@@ -266,7 +271,7 @@ def test_an_expert_that_joins_is_permuted_too(tmp_path: Path) -> None:
             assert all(torch.allclose(ours[key], theirs[key], rtol=1e-5) for key in ours)
         x = torch.rand(2, 3, 32, 32)
         turned = CodedEnsemble.from_pretrained(other / name, experts=True)
-        assert torch.equal(turned(x)[1], load_expert(str(other / "high")).model(x).detach())
+        assert_same(turned(x)[1], load_expert(str(other / "high")).model(x).detach())
 
 
 @pytest.mark.slow

@@ -162,9 +162,11 @@ def test_a_decoded_answer_by_hand(made: CodedEnsemble) -> None:
 
 def test_too_many_missing(made: CodedEnsemble) -> None:
     x = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(ValueError, match=r"\[0, 1, 2\] are missing, but 2 coded models replace 2"):
+    with pytest.raises(
+        ValueError, match=r"experts \[0, 1, 2\] from experts .* coded models \[0, 1\]"
+    ):
         made(x, missing=[0, 1, 2])
-    with pytest.raises(ValueError, match=r"\[0, 1\] are missing, but one coded model replaces one"):
+    with pytest.raises(ValueError, match=r"experts \[0, 1\] from .* one coded model replaces one"):
         made(x, missing=[0, 1], coded=[1])
     with pytest.raises(ValueError, match="there is no coded model 2: they are numbered 0 to 1"):
         made(x, missing=[0], coded=[2])

@@ -202,3 +202,18 @@ def test_two_processes_give_the_same_model(tmp_path: Path) -> None:
     assert found.result.run.processes == 2
     for name, value in found.coded.parameters.items():
         torch.testing.assert_close(value, expected.coded.parameters[name], rtol=1e-4, atol=1e-5)
+
+
+@CHANCE
+def test_text_experts_with_labels_of_their_own(tmp_path: Path) -> None:
+    """Two sets of labels that share one: heads are widened, and each answers its own classes."""
+    path = make_text_world(tmp_path, "bert")
+    save_text(tmp_path / "two", "bert", 1, classes=3, names=["good", "mixed", "bad"])
+    with pytest.warns(UserWarning, match="expert 'two'"):
+        encode(Recipe.from_yaml(path)).save_pretrained(tmp_path / "coded")
+    ensemble = CodedEnsemble.from_pretrained(tmp_path / "coded", experts=True)
+    one, two = ensemble(ensemble.preprocess(SAID), missing=["two"])
+    assert (one.shape, two.shape) == ((3, 2), (3, 3))
+    assert ensemble.label_names == [("bad", "good"), ("good", "mixed", "bad")]
+    plain = pipeline("text-classification", model=str(tmp_path / "coded"))
+    assert {each["label"] for each in plain(SAID[0], top_k=None)} == {"bad", "good", "mixed"}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from builders import SIZED, randomise, save_timm, timm_model
+from builders import SIZED, families, randomise, save_timm, timm_model
 from PIL.Image import Image, fromarray
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
@@ -129,42 +129,6 @@ def test_timm(tmp_path: Path, name: str, form: str) -> None:
     assert equal(found, expected)
     names = load_expert(str(folder)).label_names
     assert names == (tuple("abcdefghij") if "names" in form else None)
-
-
-SMALL: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "num_labels": 10,
-}  # fmt: skip
-
-
-def families() -> dict[str, Callable[[], Any]]:
-    """Small networks of eight families, each as transformers builds it."""
-    import transformers as t
-
-    patches = {"image_size": 32, "patch_size": 8}
-    stages = {"depths": [1, 1], "num_labels": 10}
-    return {
-        "vit": lambda: t.ViTForImageClassification(t.ViTConfig(**SMALL, **patches)),
-        "deit": lambda: t.DeiTForImageClassification(t.DeiTConfig(**SMALL, **patches)),
-        "beit": lambda: t.BeitForImageClassification(t.BeitConfig(**SMALL, **patches)),
-        "swin": lambda: t.SwinForImageClassification(
-            t.SwinConfig(**stages, image_size=32, embed_dim=16, num_heads=[2, 2], window_size=4)
-        ),
-        "resnet": lambda: t.ResNetForImageClassification(
-            t.ResNetConfig(**stages, embedding_size=16, hidden_sizes=[16, 32])
-        ),
-        "convnext": lambda: t.ConvNextForImageClassification(
-            t.ConvNextConfig(**stages, num_stages=2, hidden_sizes=[16, 32])
-        ),
-        "mobilenet_v2": lambda: t.MobileNetV2ForImageClassification(
-            t.MobileNetV2Config(num_labels=10, depth_multiplier=0.25, image_size=32)
-        ),
-        "dinov2": lambda: t.Dinov2ForImageClassification(
-            t.Dinov2Config(
-                **{k: v for k, v in SMALL.items() if k != "intermediate_size"}, **patches
-            )
-        ),
-    }
 
 
 SIZE = {"height": 32, "width": 32}

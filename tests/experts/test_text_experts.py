@@ -16,8 +16,8 @@ from text_builders import KINDS, WIDEST, save_text, sentences, text_model, token
 
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
+from coin_hf.experts.classes import in_common_rows
 from coin_hf.experts.expert import Expert, load_expert
-from coin_hf.experts.heads import in_one_order
 from coin_hf.experts.probes import probe_batch
 from coin_hf.experts.text_preprocessing import (
     folder_tokenizer,
@@ -381,7 +381,7 @@ class TestAlignment:
         save_text(tmp_path / "b", kind, 1, names=["mixed", "Good", "bad"], classes=3)
         own = load_expert(str(tmp_path / "b"))
         with pytest.warns(UserWarning, match="numbers its classes in another order"):
-            a, b = in_one_order([load_expert(str(tmp_path / name)) for name in "ab"])
+            a, b = in_common_rows([load_expert(str(tmp_path / name)) for name in "ab"])
         assert b.class_order is not None
         x = preprocessed(b.preprocessing, sentences(4)[0])
         torch.testing.assert_close(call(b.model, x), call(own.model, x)[:, [2, 1, 0]])

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from coin_hf.errors import InputError, boundary, shown
 from coin_hf.experts.preprocessing import Preprocessing
-from coin_hf.hub.layout import VOCABULARY_FILES
+from coin_hf.hub.layout import TOKENIZER_FILES, VOCABULARY_FILES
 from coin_hf.networks.inputs import stack
 
 Text: TypeAlias = str | Sequence[str]
 """A text, or a pair of texts."""
 LONGEST = 100_000
 """Largest `model_max_length` that is one: tokenizers without a limit declare 10^30."""
+LARGEST = 1 << 27
+"""Bytes of a tokenizer's largest file: those of a million tokens take a quarter of it."""
 WAY_OUT = "save the tokenizer it was fine-tuned with by `AutoTokenizer.save_pretrained`"
 
 
@@ -58,9 +60,9 @@ class TextPreprocessing:
                 f"a text classifier takes a text or a pair of texts, got {type(text).__name__} of "
                 f"{len(parts)}: give a string, or a tuple of two"
             )
-        length = self.length(max_length)
         if self._tokenizer is None:
             raise InputError("this network has no tokenizer: give tensors of tokens")
+        length = self.length(max_length)
         with boundary("a text cannot be tokenised", "check it, or leave it out"):
             found = self._tokenizer(
                 *parts,
@@ -164,6 +166,12 @@ def folder_tokenizer(folder: Path, name: str) -> Any:
         raise InputError(
             f"expert '{name}' has no tokenizer: its repository needs a tokenizer.json; {WAY_OUT}"
         )
+    for file in TOKENIZER_FILES:
+        if (folder / file).is_file() and (folder / file).stat().st_size > LARGEST:
+            raise InputError(
+                f"expert '{name}' has a {file} of more than {LARGEST >> 20} MiB, which no "
+                f"vocabulary needs: {WAY_OUT}"
+            )
     with boundary(f"expert '{name}' has no tokenizer that transformers can load", WAY_OUT):
         found: Any = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -17,14 +17,10 @@ FISHERS = "fisher"
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
                     "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")  # fmt: skip
 """Files of a tokenizer, at least one of which holds its vocabulary."""
-BESIDE_FILES = (
-    "preprocessor_config.json",
-    "model.safetensors.index.json",
-    *VOCABULARY_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")  # fmt: skip
+"""Files of a tokenizer, as transformers writes and reads them."""
+BESIDE_FILES = ("preprocessor_config.json", "model.safetensors.index.json", *TOKENIZER_FILES)
 """Files beside config.json and weights that transformers writes: the same in all coded models."""
 CHECKPOINT_FILES = [
     "config.json",

@@ -228,6 +228,16 @@ class TestRefused:
             assert "\n" not in str(error)  # noqa: PT017
         assert not (folder / "ran").exists()
 
+    def test_a_file_without_end(self, saved: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "bad"
+        shutil.copytree(saved / "bert", folder)
+        with (folder / "vocab.txt").open("wb") as stream:
+            stream.truncate((1 << 27) + 1)
+        assert message(lambda: load_expert(str(folder))) == (
+            "expert 'bad' has a vocab.txt of more than 128 MiB, which no vocabulary needs: save "
+            "the tokenizer it was fine-tuned with by `AutoTokenizer.save_pretrained`"
+        )
+
     def test_a_length_that_is_no_number(self, changed: Callable[..., Path]) -> None:
         folder = changed("bert", "tokenizer_config.json", model_max_length=["x"])
         assert message(lambda: load_expert(str(folder))) == (

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from coin_hf.experts.classes import with_labels
 from coin_hf.experts.coded_model import as_stored, save_coded
 from coin_hf.experts.expert import Expert, load_expert, read_expert
 from coin_hf.experts.heads import columns, place
+from coin_hf.experts.text_preprocessing import preprocessed
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
 from coin_hf.networks.inputs import Inputs, cast
@@ -110,9 +110,18 @@ class CodedEnsemble:
         """The network of the first coded model."""
         return self.coded.model
 
-    def preprocess(self, image: PIL.Image.Image) -> Tensor:
-        """Preprocess an image as the experts do, to the networks' input of shape (C, H, W)."""
-        return self.coded.preprocessing(image)
+    def preprocess(self, x: Any) -> Any:
+        """Preprocess an image or a text as the experts do.
+
+        Args:
+            x: A PIL image, a text, a pair of texts as a tuple, or a list of any of these.
+
+        Returns:
+            The networks' input without batch axis: a tensor (C, H, W), or a mapping of tensors
+            (T,), the text cut to what tokenizer and network take. For a list a batch, shape
+            (B, ...), texts padded to the longest.
+        """
+        return preprocessed(self.coded.preprocessing, x)
 
     def to(self, device: torch.device | str) -> "CodedEnsemble":
         """Move coded models and experts to a device and return the ensemble."""

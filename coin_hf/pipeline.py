@@ -4,11 +4,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from coin_hf.coders import average
-from coin_hf.data.images import LabelledImages
+from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.encoding.context import EncodingContext, RunContext
 from coin_hf.encoding.cost import machine, timed
 from coin_hf.encoding.encoder import calibrate_on, run_coder
@@ -143,7 +144,7 @@ def evaluate(
     return ensemble.result.model_copy(update=changes)
 
 
-def _warn_of_chance(measurement: Measurement, test_sets: Sequence[LabelledImages]) -> None:
+def _warn_of_chance(measurement: Measurement, test_sets: Sequence[LabelledRows[Any]]) -> None:
     """Warn of experts that are no better than guessing on their own data."""
     singles = [erasure for erasure in measurement.erasures if not erasure.beside]
     for erasure, images in zip(singles, test_sets, strict=True):
@@ -194,7 +195,7 @@ def _measure(
     recipe: Recipe,
     coded: Sequence[Expert],
     experts: Sequence[Expert],
-    test_sets: Sequence[LabelledImages],
+    test_sets: Sequence[LabelledRows[Any]],
     code: ErasureCode,
     threshold: float,
     run: RunContext,

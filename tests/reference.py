@@ -258,7 +258,7 @@ def adamw(
 def refitted(
     model: nn.Module,
     experts: Sequence[nn.Module],
-    inputs: Tensor,
+    inputs: Any,
     *,
     betas: Sequence[float],
     strength: float,
@@ -298,12 +298,18 @@ def refitted(
     return dict(model.named_parameters())
 
 
-def seen(model: nn.Module, name: str, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what goes into a layer and what comes out, in a pass of its own."""
+def seen(model: nn.Module, name: str, inputs: Any) -> tuple[Tensor, Tensor]:
+    """Return what goes into a layer and what comes out, in a pass of its own.
+
+    A list of texts, each a batch of one without padding, gives the rows of all of them.
+    """
+    if isinstance(inputs, list):
+        rows = [[x.flatten(0, -2) for x in seen(model, name, text)] for text in inputs]
+        return torch.cat([z for z, _ in rows]), torch.cat([y for _, y in rows])
     found: list[tuple[Tensor, Tensor]] = []
     layer = model.get_submodule(name)
     handle = layer.register_forward_hook(lambda _, i, o: found.append((i[0].clone(), o.clone())))
-    model(inputs)
+    model(**inputs) if isinstance(inputs, dict) else model(inputs)
     handle.remove()
     return found[0]
 

@@ -1,5 +1,6 @@
 """Gram matrices of the inputs of a network's linear maps, including convolutions by im2col."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from coin_hf.networks.linear_maps import Intercept, LinearMap
 from coin_hf.networks.logits import call
 from coin_hf.networks.matmul import product
 from coin_hf.networks.modes import evaluating
+from coin_hf.networks.padding import cut, real_rows, token_mask
 from coin_hf.networks.processes import Processes
 
 Mode = Literal["linear", "conv"]
@@ -29,10 +31,10 @@ def gram_matrices(
 
         G = (1/P) sum_l sum_r x_r(l) x_r(l)^T
 
-    r runs over the positions at which the map is applied to sample l: tokens, or for a convolution
-    the patches (im2col; for a 1x1 kernel the positions themselves). Maps are found where they are
-    applied, so padding done beforehand is part of the input. Depthwise and grouped convolutions,
-    and weights computed from parameters, have none.
+    r runs over the positions at which the map is applied to sample l: tokens without padding, or
+    for a convolution the patches (im2col; for a 1x1 kernel the positions themselves). Maps are
+    found where they are applied, so padding of images done beforehand is part of the input.
+    Depthwise and grouped convolutions, and weights computed from parameters, have none.
 
     Args:
         model: A classifier on one device; run in eval mode, then restored.
@@ -92,15 +94,21 @@ def transposed_weights(model: nn.Module, inputs: Inputs) -> frozenset[str]:
 def _sums(model: nn.Module, batch: Any, mode: Mode) -> dict[str, Tensor]:
     """Sum the Gram matrices over one batch."""
     found: dict[str, Tensor] = {}
+    batch = cut(fit_to(batch, model))
+    mask, size = token_mask(batch), count(batch)
 
     def add(each: LinearMap) -> None:
         if each.convolution is not None and mode == "linear":
             return
         rows = each.rows(each.input)
         rows = rows if rows.dtype == torch.float64 else rows.float()
+        real = real_rows(each, mask, len(rows))
+        rows = rows if real is None else rows[real]
         matrix = product(rows.T, rows.T)
+        if isinstance(batch, Mapping) and len(each.input) == 1:
+            matrix *= size  # a table of relative positions, which all texts of the batch share
         found[each.name] = found[each.name] + matrix if each.name in found else matrix
 
     with evaluating(model), Intercept(model, add):
-        call(model, fit_to(batch, model))
+        call(model, batch)
     return found

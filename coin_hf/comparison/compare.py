@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from coin_hf.comparison.statistics import Row, average_of, controls, summary
-from coin_hf.data.images import LabelledImages
+from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.data.samples import Samples
 from coin_hf.encoding.context import EncodingContext, RunContext, Theta
 from coin_hf.encoding.cost import machine, timed, watch
@@ -27,7 +27,8 @@ from coin_hf.errors import InputError
 from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.experts.expert import Expert
 from coin_hf.recipe import Recipe
-from coin_hf.recipe.blocks import Contender, FisherBlock
+from coin_hf.recipe.blocks import FisherBlock
+from coin_hf.recipe.compare_blocks import Contender
 from coin_hf.recipe.text_files import read_json
 from coin_hf.records.coin import FORMAT
 from coin_hf.repository.atomic import write_whole
@@ -78,7 +79,7 @@ def compare(recipe: Recipe, *, progress: bool = False) -> dict[str, Any]:
 def _compared(
     recipe: Recipe,
     experts: Sequence[Expert],
-    test_sets: Sequence[LabelledImages],
+    test_sets: Sequence[LabelledRows[Any]],
     folder: Path,
     run: RunContext,
 ) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class Contest:
         self,
         recipe: Recipe,
         experts: Sequence[Expert],
-        test_sets: Sequence[LabelledImages],
+        test_sets: Sequence[LabelledRows[Any]],
         run: RunContext,
     ) -> None:
         self.recipe, self.experts, self.test_sets = recipe, experts, test_sets

@@ -1,6 +1,6 @@
-"""The image and label columns: found by type or by name, and cast to what they hold."""
+"""The columns of images, texts and labels: found by type or name, cast to what they hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -89,6 +89,49 @@ def find_column(
             f"name one as datasets.{name}.{what}"
         )
     return fitting[0] if fitting else None
+
+
+def find_texts(
+    name: str,
+    features: Mapping[str, Any],
+    given: str | Sequence[str] | None,
+    label: str | None,
+) -> tuple[str, ...]:
+    """Find the column of texts, or check those that the recipe names.
+
+    Args:
+        name: The dataset's name, for messages.
+        features: Its columns with their types.
+        given: The name that the recipe gives, or two names; None if it gives none.
+        label: The label column that it names, if any: text in it is no input.
+
+    Returns:
+        One column, or two for pairs of texts.
+
+    Raises:
+        InputError: If a named column holds no text, or none is named and not just one does.
+    """
+    held = [c for c, f in features.items() if _plain(f) and "string" in f.dtype and c != label]
+    if given is not None:
+        columns = (given,) if isinstance(given, str) else tuple(given)
+        for column in columns:
+            if column not in held:
+                raise InputError(
+                    f"dataset '{name}' has no text column '{column}': its columns are "
+                    f"{described(features)}"
+                )
+        return columns
+    if not held:
+        raise InputError(
+            f"dataset '{name}' has no text column, only {described(features)}: give a dataset with "
+            "a column of text"
+        )
+    if len(held) > 1:
+        raise InputError(
+            f"dataset '{name}' has several text columns ({', '.join(held)}): name one, or two for "
+            f"pairs of texts, as datasets.{name}.text"
+        )
+    return (held[0],)
 
 
 def described(features: Mapping[str, Any]) -> str:

@@ -1,113 +1,70 @@
-"""Read one split of a HF dataset as rows of image and label: filter, draw, batch."""
+"""Images of a dataset: rows that are decoded on use."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-import numpy as np
+import PIL.Image
 from datasets import Dataset, Image
 
-from coin_hf.data.columns import cast_named, described, find_column
-from coin_hf.data.labels import Owner, class_numbers, rows_by_class
-from coin_hf.data.opening import Datasets, source
-from coin_hf.data.rows import UNKNOWN, Row, known, prepared_batch, shuffled, without_damaged
-from coin_hf.errors import InputError
+from coin_hf.data.columns import described, find_column
+from coin_hf.data.labelled_rows import LabelledRows
+from coin_hf.data.rows import Row, prepared_batch
+from coin_hf.errors import InputError, boundary
 from coin_hf.recipe.blocks import DatasetBlock
 
 
-class LabelledImages:
-    """One split of one dataset, restricted to the rows that pass the label filter."""
+@dataclass(frozen=True)
+class ImageRow(Row):
+    """One image, not yet decoded."""
 
-    def __init__(
-        self,
-        name: str,
-        block: DatasetBlock,
-        split: str,
-        num_classes: int,
-        datasets: Datasets | None = None,
-        owner: Owner | None = None,
-    ) -> None:
-        """Open a split.
+    mode: str | None = None
+    """The mode that the dataset declares for its images, if any."""
+    decoded: PIL.Image.Image | None = None
+    """The image, where it was decoded to see whether it is damaged."""
 
-        Args:
-            name: The dataset's name in the recipe, for messages.
-            block: Its location, columns and label filter.
-            split: The split to open.
-            num_classes: K; labels must be below it.
-            datasets: Datasets already open; by default none.
-            owner: The expert whose classes the labels are; by default class numbers are taken as
-                they are.
-
-        Raises:
-            InputError: If the dataset, its split or its columns cannot be found.
-        """
-        self.name, self.split, self.num_classes = name, split, num_classes
-        self.own_classes = num_classes if owner is None or not owner.rows else len(owner.rows)
-        datasets = datasets or Datasets()
-        data = datasets.split(name, block, split)
-        self.source, self.place = source(block), f"{name}:{split}"
-        self.numbers = datasets.row_numbers(block, split)
-        if data.features is None:
-            raise InputError(
-                f"dataset '{name}' does not declare its columns when streamed: "
-                f"set datasets.{name}.streaming to false"
-            )
-        text = str(getattr(data.features.get(block.label or ""), "dtype", ""))
-        data = cast_named(name, data, block.image, block.label)
-        self.features = dict(data.features)
-        self.image_column = find_column(name, self.features, "image", block.image)
-        if self.image_column is None:
-            raise InputError(
-                f"dataset '{name}' has no image column, only {described(self.features)}: "
-                f"give a dataset with a column of type Image"
-            )
-        self.skip_damaged = block.skip_damaged
-        self.damaged: set[int] = set()
-        """Positions of the rows that were left out because their images cannot be decoded."""
-        self.mode = self.features[self.image_column].mode
-        self.label_column = find_column(name, self.features, "label", block.label)
-        self.kept = self._kept(block.labels)
-        if "string" in text and owner is not None and not owner.classes:
-            raise InputError(
-                f"dataset '{name}' has text in its label column '{block.label}', but expert "
-                f"'{owner.name}' has no class names to match it with: give a column of class "
-                "numbers, or an expert whose config.json names its classes"
-            )
-        self.rows = rows_by_class(name, self._names(), self.kept, block, owner)
-        columns = [c for c in (self.image_column, self.label_column) if c]
-        # Images are decoded only on use, and no other column is read.
-        self.data = data.select_columns(columns).cast_column(self.image_column, Image(decode=False))
+    noun: ClassVar[str] = "image"
 
     @property
-    def count_classes(self) -> int:
-        """How many classes the label filter lets pass."""
-        return self.own_classes if self.kept is None else len(self.kept)
-
-    def _names(self) -> list[str]:
-        """Return the names of the dataset's classes, if any."""
-        feature = self.features.get(self.label_column or "")
-        return list(getattr(feature, "names", None) or [])
-
-    def check_usable_for_tests(self) -> None:
-        """Refuse a split on which no accuracy can be measured.
+    def image(self) -> PIL.Image.Image:
+        """The decoded image.
 
         Raises:
-            InputError: If it has no label column, or no row passes the filter.
+            InputError: If there is none, or it cannot be decoded.
         """
-        if self.label_column is None:
+        if self.decoded is not None:
+            return self.decoded
+        if self.content is None or set(self.content.values()) <= {None}:
             raise InputError(
-                f"dataset '{self.name}' has no label column to measure NDA with, only "
-                f"{described(self.features)}: name one as datasets.{self.name}.label"
+                f"{self.origin} holds no image: leave such rows out by `skip_damaged: true`"
             )
-        if isinstance(self.data, Dataset):
-            empty = not len(self._positions(self.data))
-        else:
-            empty = next(self._stream(), None) is None
-        if empty:
-            raise InputError(
-                f"dataset '{self.name}' has no image in its split '{self.split}' that passes its "
-                "label filter: choose another split or filter"
-            )
+        with boundary(
+            f"the image in {self.origin} is damaged",
+            "download the dataset again, or leave such rows out by `skip_damaged: true`",
+        ):
+            return Image(mode=self.mode).decode_example(self.content)
+
+    @property
+    def value(self) -> PIL.Image.Image:
+        """The decoded image."""
+        return self.image
+
+    def checked(self) -> "ImageRow":
+        """Return the row with its image decoded."""
+        return replace(self, decoded=self.image)
+
+
+class LabelledImages(LabelledRows[ImageRow]):
+    """Images and their labels."""
+
+    noun = "image"
+    readable = "decoded"
+    lacking = "damaged or missing images"
+
+    @property
+    def image_column(self) -> str:
+        """The column of the images."""
+        return self.contents[0]
 
     def check_one_shape(self, preprocessing: Callable[[Any], Any]) -> None:
         """Refuse images of several sizes that become inputs of several shapes.
@@ -119,7 +76,7 @@ class LabelledImages:
             InputError: If two shapes differ, or an image cannot be decoded; not for a streamed
                 split, which is read once.
         """
-        first: dict[tuple[int, int], Row] = {}
+        first: dict[tuple[int, int], ImageRow] = {}
         if isinstance(self.data, Dataset):
             for _, rows in self.batches(64, limit=None, seed=(0,), shard=(0, 1)):
                 first = {row.image.size: row for row in reversed(rows)} | first
@@ -127,177 +84,27 @@ class LabelledImages:
             if first:
                 prepared_batch(list(first.values()), preprocessing)
 
-    def draw(self, count: int, *, seed: Sequence[int]) -> list[Row]:
-        """Draw rows without replacement, with a separate random state.
-
-        A streamed split is read from its start through a shuffle buffer of 1000 rows.
-
-        Args:
-            count: Number of rows.
-            seed: Entropy of the draw.
-
-        Returns:
-            The rows, in the order drawn.
-
-        Raises:
-            InputError: If there are fewer rows.
-        """
-        rng = np.random.default_rng(list(seed))
-        if isinstance(self.data, Dataset):
-            positions = self._positions(self.data)
-            available = len(positions)
-            few = count > available
-            chosen = positions[:0] if few else rng.choice(positions, count, replace=False)
-            rows = self._readable(self._rows_at(chosen))
-            if len(rows) < count <= available:  # others in place of damaged ones
-                rest = rng.permutation(np.setdiff1d(positions, chosen))
-                found = (row for i in rest for row in self._readable(self._rows_at(np.array([i]))))
-                rows += islice(found, count - len(rows))
-                available = len(rows)
-        else:
-            stream = (
-                row for each in shuffled(self._stream(), rng) for row in self._readable([each])
-            )
-            rows = list(islice(stream, count))
-            available = len(rows)
-        if available < count:
-            filtered = f" with the labels {sorted(self.kept)}" if self.kept is not None else ""
+    def _contents(self, block: DatasetBlock) -> tuple[str, ...]:
+        """Find the image column."""
+        for key in ("text", "max_length"):
+            if getattr(block, key) is not None:
+                raise InputError(
+                    f"datasets.{self.name}.{key} is for texts, but its expert classifies images: "
+                    f"leave it out, or give an expert fine-tuned for text classification"
+                )
+        column = find_column(self.name, self.features, "image", block.image)
+        if column is None:
             raise InputError(
-                f"dataset '{self.name}' has only {available} images{filtered} in its split "
-                f"'{self.split}', but {count} were asked for: ask for fewer, or choose another "
-                "split or label filter"
+                f"dataset '{self.name}' has no image column, only {described(self.features)}: "
+                f"give a dataset with a column of type Image"
             )
-        return rows
+        self.mode = self.features[column].mode
+        return (column,)
 
-    def shared_rows(self, other: "LabelledImages") -> int:
-        """Count the rows that pass the filters of both, whatever their splits are called.
+    def _undecoded(self, data: Any) -> Any:
+        """Decode images only on use."""
+        return data.cast_column(self.image_column, Image(decode=False))
 
-        Args:
-            other: Another split, of this dataset or not.
-
-        Returns:
-            The number of rows; 0 where one is streamed, whose rows have no numbers.
-        """
-        if self.source != other.source or self.numbers is None or other.numbers is None:
-            return 0
-        ours, theirs = self.numbers[self.positions()], other.numbers[other.positions()]
-        return len(np.intersect1d(ours, theirs))
-
-    def positions(self) -> np.ndarray:
-        """Positions of all rows that pass the label filter, ascending.
-
-        Raises:
-            InputError: If the split is streamed.
-        """
-        if not isinstance(self.data, Dataset):
-            raise InputError(
-                f"dataset '{self.name}' is streamed, which has no positions: set "
-                f"datasets.{self.name}.streaming to false"
-            )
-        return self._positions(self.data)
-
-    def row(self, position: int) -> Row:
-        """Return the row at a position."""
-        return next(self._rows_at(np.array([position])))
-
-    def batches(
-        self, batch_size: int, *, limit: int | None, seed: Sequence[int], shard: tuple[int, int]
-    ) -> Iterator[tuple[int, list[Row]]]:
-        """Read the split in batches, of which each of n processes takes every n-th.
-
-        The content of a batch does not depend on the number of processes.
-
-        Args:
-            batch_size: Rows in a batch; the last may be smaller.
-            limit: Largest number of rows, drawn at random; None for all, in order.
-            seed: Entropy of that draw.
-            shard: This process's rank and the number of processes.
-
-        Yields:
-            The batch's index and its rows, without damaged ones if the recipe says so.
-        """
-        rank, world = shard
-        if isinstance(self.data, Dataset):
-            positions = self._positions(self.data)
-            if limit is not None and limit < len(positions):
-                rng = np.random.default_rng(list(seed))
-                positions = np.sort(rng.choice(positions, limit, replace=False))
-            starts = range(0, len(positions), batch_size)
-            for number, start in list(enumerate(starts))[rank::world]:
-                rows = self._readable(self._rows_at(positions[start : start + batch_size]))
-                if rows:
-                    yield number, rows
-            return
-        stream = self._stream()
-        if limit is not None:
-            stream = islice(shuffled(stream, np.random.default_rng(list(seed))), limit)
-        number = 0
-        while batch := list(islice(stream, batch_size)):
-            if number % world == rank and (rows := self._readable(batch)):
-                yield number, rows
-            number += 1
-
-    def _readable(self, rows: Iterable[Row]) -> list[Row]:
-        """Leave out damaged rows if the recipe says so, and remember them."""
-        if not self.skip_damaged:
-            return list(rows)
-        sound, damaged = without_damaged(rows)
-        self.damaged |= damaged
-        return sound
-
-    def _kept(self, wanted: Sequence[int | str] | None) -> set[int] | None:
-        """Convert the label filter to class indices."""
-        if wanted is None:
-            return None
-        if self.label_column is None:
-            raise InputError(
-                f"dataset '{self.name}' has a label filter but no label column: its columns are "
-                f"{described(self.features)}; name one as datasets.{self.name}.label"
-            )
-        return class_numbers(self.name, wanted, self._names())
-
-    def _positions(self, data: Dataset) -> np.ndarray:
-        """Positions of the rows that pass the label filter, ascending."""
-        if self.label_column is None:
-            return np.arange(len(data))
-        labels = np.array([known(label) for label in data[self.label_column][:]], dtype=np.int64)
-        kept = np.arange(len(data))
-        if self.kept is not None:
-            kept = np.flatnonzero(np.isin(labels, sorted(self.kept)))
-        for label in np.unique(labels[kept]):
-            if not UNKNOWN <= self._class(int(label)) < self.num_classes:
-                self._check_label(int(label), int(kept[labels[kept] == label][0]))
-        return kept
-
-    def _rows_at(self, positions: np.ndarray) -> Iterator[Row]:
-        columns = self.data[positions.tolist()]
-        images = columns[self.image_column]
-        labels = columns[self.label_column] if self.label_column else [None] * len(images)
-        for position, image, label in zip(positions.tolist(), images, labels, strict=True):
-            yield self._row(position, known(label), image)
-
-    def _stream(self) -> Iterator[Row]:
-        for position, columns in enumerate(self.data):
-            label = known(columns[self.label_column] if self.label_column else None)
-            if self.kept is None or label in self.kept:
-                self._check_label(label, position)
-                yield self._row(position, label, columns[self.image_column])
-
-    def _row(self, position: int, label: int, image: dict[str, Any] | None) -> Row:
-        origin = f"row {position} of the split '{self.split}' of dataset '{self.name}'"
-        truth = None if label == UNKNOWN else self._class(label)
-        return Row(position, truth, image, origin, self.mode)
-
-    def _class(self, label: int) -> int:
-        """Translate a class number of the dataset to the row of the logits."""
-        if self.rows is None or label == UNKNOWN:
-            return label
-        return self.rows.get(label, self.num_classes)  # beyond all: refused
-
-    def _check_label(self, label: int, position: int) -> None:
-        if not UNKNOWN <= self._class(label) < self.num_classes:
-            raise InputError(
-                f"dataset '{self.name}' has the label {label} in row {position} of '{self.split}', "
-                f"but the experts know {self.own_classes} classes (0 to {self.own_classes - 1}): "
-                "give the dataset they were fine-tuned on, or filter its labels"
-            )
+    def _made(self, position: int, truth: int | None, contents: Any, origin: str) -> ImageRow:
+        """Make a row of an encoded image."""
+        return ImageRow(position, truth, contents[0], origin, self.mode)

@@ -1,17 +1,20 @@
-"""One row of a split: an image that is not decoded yet, and its label."""
+"""The rows of a split, of whatever kind: an input that is not read yet, and its label."""
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import PIL.Image
-from datasets import Image
+from typing_extensions import Self
 
-from coin_hf.errors import InputError, boundary
+from coin_hf.errors import InputError
+from coin_hf.experts.text_preprocessing import TextPreprocessing
 from coin_hf.networks.inputs import stack
+
+AnyRow = TypeVar("AnyRow", bound="Row")
 
 SHUFFLE_BUFFER = 1000
 """Rows in the shuffle buffer of a streamed dataset."""
@@ -21,56 +24,58 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image, not yet decoded."""
+class Row(ABC):
+    """One row: an image that is not decoded yet, or a text."""
 
     position: int
     """Its index in the split."""
     label: int | None
-    encoded: dict[str, Any] | None
+    content: Any
+    """What the dataset holds: the encoded image, or the texts."""
     origin: str
     """Its location, for messages."""
-    mode: str | None = None
-    """The mode that the dataset declares for its images, if any."""
-    decoded: PIL.Image.Image | None = None
-    """The image, where it was decoded to see whether it is damaged."""
+
+    noun: ClassVar[str]
+    """What it is called in messages."""
 
     @property
-    def image(self) -> PIL.Image.Image:
-        """The decoded image.
+    @abstractmethod
+    def value(self) -> Any:
+        """The decoded image, the text, or the pair of texts.
 
         Raises:
-            InputError: If there is none, or it cannot be decoded.
+            InputError: If there is none, or it is damaged.
         """
-        if self.decoded is not None:
-            return self.decoded
-        if self.encoded is None or set(self.encoded.values()) <= {None}:
-            raise InputError(
-                f"{self.origin} holds no image: leave such rows out by `skip_damaged: true`"
-            )
-        with boundary(
-            f"the image in {self.origin} is damaged",
-            "download the dataset again, or leave such rows out by `skip_damaged: true`",
-        ):
-            return Image(mode=self.mode).decode_example(self.encoded)
 
-    def prepared(self, preprocessing: Callable[[PIL.Image.Image], Any]) -> Any:
-        """Decode and preprocess the image.
+    @abstractmethod
+    def checked(self) -> Self:
+        """Return the row, its value known to be there.
+
+        Raises:
+            InputError: If it is not.
+        """
+
+    def fed_to(self, preprocessing: Callable[..., Any], value: Any) -> Any:
+        """Preprocess the row's value."""
+        return preprocessing(value)
+
+    def prepared(self, preprocessing: Callable[..., Any]) -> Any:
+        """Read and preprocess the row.
 
         Args:
-            preprocessing: Image -> network input.
+            preprocessing: Image or text -> network input.
 
         Returns:
-            The network's input, shape (...).
+            The network's input, without batch axis.
 
         Raises:
-            InputError: If the image cannot be decoded or preprocessed; the message names the row.
+            InputError: If it cannot be read or preprocessed; the message names the row.
         """
-        image = self.image
+        value = self.value
         try:
-            return preprocessing(image)
+            return self.fed_to(preprocessing, value)
         except InputError as error:
-            raise InputError(f"the image in {self.origin}: {error}") from error
+            raise InputError(f"the {self.noun} in {self.origin}: {error}") from error
 
     @property
     def truth(self) -> int:
@@ -87,20 +92,23 @@ class Row:
         return self.label
 
 
-def prepared_batch(rows: Sequence[Row], preprocessing: Callable[[PIL.Image.Image], Any]) -> Any:
-    """Decode, preprocess and stack images.
+def prepared_batch(rows: Sequence[Row], preprocessing: Callable[..., Any]) -> Any:
+    """Read, preprocess and batch rows.
 
     Args:
         rows: At least one.
-        preprocessing: Image -> network input, shape (...).
+        preprocessing: Image -> network input, shape (...), or an expert's tokenizer.
 
     Returns:
-        Shape (B, ...).
+        Shape (B, ...); texts are padded to the longest one.
 
     Raises:
-        InputError: If an image cannot be decoded or preprocessed, or two inputs differ in shape.
+        InputError: If a row cannot be read or preprocessed, or two images become inputs of
+            different shapes.
     """
     inputs = [row.prepared(preprocessing) for row in rows]
+    if isinstance(preprocessing, TextPreprocessing):
+        return preprocessing.padded(inputs)
     for row, single in zip(rows, inputs, strict=True):
         if single.shape != inputs[0].shape:
             raise InputError(
@@ -111,29 +119,32 @@ def prepared_batch(rows: Sequence[Row], preprocessing: Callable[[PIL.Image.Image
     return stack(inputs)
 
 
-def without_damaged(rows: Iterable[Row]) -> tuple[list[Row], set[int]]:
-    """Leave out rows whose images are missing or cannot be decoded.
+def without_damaged(rows: Iterable[AnyRow]) -> tuple[list[AnyRow], set[int]]:
+    """Leave out rows whose images or texts are missing or cannot be read.
 
     Args:
         rows: The rows.
 
     Returns:
-        The other rows, decoded, in order; and the positions of those left out.
+        The other rows, images decoded, in order; and the positions of those left out.
     """
     sound, damaged = [], set()
     for row in rows:
         try:
-            sound.append(replace(row, decoded=row.image))
+            sound.append(row.checked())
         except InputError:
             damaged.add(row.position)
     return sound, damaged
 
 
-def count_damaged(found: Iterable[tuple[str, Collection[int]]]) -> dict[str, int]:
+def count_damaged(
+    found: Iterable[tuple[str, Collection[int]]], what: str = "damaged or missing images"
+) -> dict[str, int]:
     """Count the damaged rows that were left out, with a warning for each split.
 
     Args:
         found: `dataset:split`, and the positions of its damaged rows; one may occur repeatedly.
+        what: What they are.
 
     Returns:
         Rows by `dataset:split`, each counted once.
@@ -144,8 +155,7 @@ def count_damaged(found: Iterable[tuple[str, Collection[int]]]) -> dict[str, int
             every.setdefault(place, set()).update(positions)
     for place, positions in every.items():
         warnings.warn(
-            f"{len(positions)} damaged or missing images of {place} are left out, as "
-            "`skip_damaged` says",
+            f"{len(positions)} {what} of {place} are left out, as `skip_damaged` says",
             stacklevel=4,
         )
     return {place: len(positions) for place, positions in every.items()}
@@ -156,7 +166,7 @@ def known(label: int | None) -> int:
     return UNKNOWN if label is None else label
 
 
-def shuffled(rows: Iterator[Row], rng: np.random.Generator) -> Iterator[Row]:
+def shuffled(rows: Iterator[AnyRow], rng: np.random.Generator) -> Iterator[AnyRow]:
     """Yield rows in random order from a shuffle buffer."""
     buffer = list(islice(rows, SHUFFLE_BUFFER))
     for row in rows:

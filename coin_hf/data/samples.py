@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from coin_hf.data.images import LabelledImages
+from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.data.rows import count_damaged, prepared_batch
 from coin_hf.errors import InputError
-from coin_hf.experts.preprocessing import Preprocessing
+from coin_hf.experts.text_preprocessing import AnyPreprocessing
 from coin_hf.networks.inputs import Inputs, count, take
 from coin_hf.recipe.blocks import set_aside
 
@@ -19,7 +20,8 @@ class Samples:
     """P inputs, pooled over the experts' datasets in their order."""
 
     inputs: Inputs
-    """Inputs of the networks, shape (P, ...): preprocessed images, or a mapping of tensors."""
+    """Inputs of the networks, shape (P, ...): preprocessed images, or a tokenizer's mapping, padded
+    to the longest text of all."""
     labels: Tensor | None
     """Classes, shape (P,), used only to choose the hyperparameter; None if any is unknown."""
     sources: Tensor
@@ -27,7 +29,7 @@ class Samples:
     rows: tuple[tuple[int, ...], ...]
     """The rows of each draw: positions in the dataset's split."""
     damaged: Mapping[str, int] = field(default_factory=dict)
-    """Rows left out of the draws because their images are damaged, by `dataset:split`."""
+    """Rows left out of the draws because they are damaged, by `dataset:split`."""
 
     def __len__(self) -> int:
         """Return P."""
@@ -74,8 +76,8 @@ class Samples:
 
 
 def draw_samples(
-    datasets: Sequence[LabelledImages],
-    preprocessing: Preprocessing,
+    datasets: Sequence[LabelledRows[Any]],
+    preprocessing: AnyPreprocessing,
     *,
     per_expert: int,
     seed: int,
@@ -104,5 +106,7 @@ def draw_samples(
         labels=None if None in labels else torch.tensor(labels),
         sources=torch.repeat_interleave(torch.arange(len(drawn)), per_expert),
         rows=tuple(tuple(row.position for row in rows) for rows in drawn),
-        damaged=count_damaged([(data.place, data.damaged) for data in datasets]),
+        damaged=count_damaged(
+            [(data.place, data.damaged) for data in datasets], datasets[0].lacking
+        ),
     )

@@ -2,11 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from coin_hf.data.images import LabelledImages
+from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.data.labels import Owner
 from coin_hf.data.opening import source
 from coin_hf.data.samples import Samples, draw_samples
+from coin_hf.data.texts import open_rows
 from coin_hf.encoding.context import RunContext
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
@@ -61,7 +64,7 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
 
 def open_tests(
     recipe: Recipe, experts: Sequence[Expert], run: RunContext, drawn: Recipe | None = None
-) -> list[LabelledImages]:
+) -> list[LabelledRows[Any]]:
     """Open each expert's test set.
 
     Args:
@@ -85,7 +88,7 @@ def open_tests(
     fixed = makes_one_shape(experts[0].preprocessing)
     for images in opened:
         images.check_usable_for_tests()
-        if not fixed:
+        if isinstance(images, LabelledImages) and not fixed:
             images.check_one_shape(experts[0].preprocessing)
             check_runs(experts[0], images.draw(1, seed=(0,))[0].image)
         for pool in pools:
@@ -153,11 +156,12 @@ def _open(
     split: str | None,
     experts: Sequence[Expert],
     run: RunContext,
-) -> list[LabelledImages]:
+) -> list[LabelledRows[Any]]:
     """Open datasets by name -> key: the given split, or the one their samples come from."""
     with run.main_first():
         return [
-            LabelledImages(
+            open_rows(
+                experts[0].preprocessing,
                 key,
                 recipe.datasets[key],
                 split or recipe.datasets[key].split,

@@ -4,7 +4,8 @@ from typing import TypeVar
 
 from coin_hf.hub.client import pin
 from coin_hf.recipe import Recipe
-from coin_hf.recipe.blocks import Contender, TaskArithmeticBlock
+from coin_hf.recipe.blocks import TaskArithmeticBlock
+from coin_hf.recipe.compare_blocks import Contender
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, FisherRecipe)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coin_hf.data.images import LabelledImages
+from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.data.rows import count_damaged, prepared_batch
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.label_sets import predicted
@@ -15,7 +15,7 @@ from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.errors import InputError
 from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
-from coin_hf.experts.preprocessing import Preprocessing
+from coin_hf.experts.text_preprocessing import AnyPreprocessing
 from coin_hf.networks.inputs import fit_to
 from coin_hf.networks.logits import call
 from coin_hf.networks.processes import ALONE, Processes
@@ -34,7 +34,7 @@ class Measurement:
     detections: list[Detection]
     """One entry for each expert; empty without a threshold."""
     damaged: dict[str, int] = field(default_factory=dict)
-    """Test rows left out because their images are damaged, by `dataset:split`."""
+    """Test rows left out because they are damaged, by `dataset:split`."""
 
 
 @torch.no_grad()
@@ -42,8 +42,8 @@ def evaluate_erasures(
     experts: Mapping[str, nn.Module],
     coded: Mapping[str, Sequence[nn.Module]],
     code: ErasureCode,
-    test_sets: Sequence[LabelledImages],
-    preprocessing: Preprocessing,
+    test_sets: Sequence[LabelledRows[Any]],
+    preprocessing: AnyPreprocessing,
     *,
     settings: EvaluationBlock,
     seed: int,
@@ -75,7 +75,7 @@ def evaluate_erasures(
         The measurement, the same in every process.
 
     Raises:
-        InputError: If a test set has no image that can be decoded.
+        InputError: If a test set has no image or text that can be read.
     """
     known = {} if known is None else known
     patterns, possible = erasure_patterns(len(experts), code.num_coded, seed=seed)
@@ -103,8 +103,8 @@ def evaluate_erasures(
         damaged.append((test_set.place, processes.gather(sorted(test_set.damaged))))
         if not parts:
             raise InputError(
-                f"no image in the split '{test_set.split}' of dataset '{test_set.name}' can be "
-                "decoded: download it again"
+                f"no {test_set.noun} in the split '{test_set.split}' of dataset '{test_set.name}' "
+                f"can be {test_set.readable}: download it again"
             )
         pooled = {key: torch.cat([p[key] for _, p in parts], dim=-1) for key in parts[0][1]}
         methods = (*coded, OUTPUT_AVERAGE, NO_CODED_MODEL)
@@ -115,7 +115,7 @@ def evaluate_erasures(
             detections.append(_detection(name, pooled))
     erasures = [erasure for each in found.values() for erasure in each.values()]
     counted = Patterns(measured=len(patterns), possible=possible)
-    return Measurement(erasures, counted, detections, count_damaged(damaged))
+    return Measurement(erasures, counted, detections, count_damaged(damaged, test_sets[0].lacking))
 
 
 def _erasure(

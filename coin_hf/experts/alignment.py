@@ -4,12 +4,12 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from PIL.Image import Image, fromarray
+from torch import Tensor
 
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
+from coin_hf.experts.probes import probe_singles
 from coin_hf.networks.inputs import fit_to
 from coin_hf.networks.logits import call
 
@@ -95,6 +95,9 @@ def _differences(a: Expert, b: Expert) -> Iterable[str]:
     if a.library != b.library:
         yield f"library: '{a.name}' is {a.library}, '{b.name}' is {b.library}"
         return
+    if a.task != b.task:
+        yield f"task: '{a.name}' is for {a.task}, '{b.name}' for {b.task}"
+        return
     if a.architecture != b.architecture and not _same_function(a, b):
         yield from _compare("architecture", a, a.architecture, b, b.architecture)
     if a.num_classes != b.num_classes:
@@ -128,11 +131,18 @@ def _reordered(a: Sequence[str] | None, b: Sequence[str] | None) -> bool:
 
 
 def _same_input(a: Expert, b: Expert) -> bool:
-    """Say whether two preprocessings give equal tensors, whatever their settings say."""
+    """Say whether two preprocessings of images give equal tensors, whatever their settings say.
+
+    No few texts show that two vocabularies agree: tokenizers agree by their settings alone.
+    """
     try:
-        return all(torch.equal(a.preprocessing(p), b.preprocessing(p)) for p in _probes())
+        ours, theirs = probe_singles(a.preprocessing), probe_singles(b.preprocessing)
     except InputError:
         return False
+    return all(
+        isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
+        for x, y in zip(ours, theirs, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -147,18 +157,11 @@ def _same_function(a: Expert, b: Expert) -> bool:
     try:
         one, other = (copy.deepcopy(expert.model).cpu().double().eval() for expert in (a, b))
         other.load_state_dict(one.state_dict())
-        inputs = [fit_to(a.preprocessing(probe)[None], one) for probe in _probes()]
+        inputs = [fit_to(x, one) for x in probe_singles(a.preprocessing)]
         pairs = [(call(one, x), call(other, x)) for x in inputs]
         return all((x - y).abs().max() <= SAME * x.abs().max() for x, y in pairs)
     except (InputError, RuntimeError, ValueError):
         return False
-
-
-def _probes() -> list[Image]:
-    """Return images of noise, tall, wide and square, small and large, grey and in colour."""
-    noise = np.random.default_rng(0)
-    sizes = [(37, 53), (300, 120), (256, 256, 3), (90, 260, 3), (11, 8, 3)]
-    return [fromarray(noise.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
 
 
 def _compare(

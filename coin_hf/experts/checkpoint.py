@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from coin_hf.errors import InputError
-from coin_hf.experts.preprocessing import Preprocessing
+from coin_hf.experts.text_preprocessing import AnyPreprocessing
 from coin_hf.hub.layout import CARD_FILE
 from coin_hf.networks.building import Bounded
 from coin_hf.recipe.text_files import read_json, read_text
@@ -46,7 +46,7 @@ class Built:
     architecture: dict[str, Any]
     """The settings that, with the weights, determine the network's function."""
     num_classes: int
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     label_names: tuple[str, ...] | None
 
 

@@ -11,16 +11,11 @@ from torch import Tensor, nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts import timm_models, transformers_models
-from coin_hf.experts.checkpoint import (
-    Built,
-    check_weights,
-    function_of,
-    known_channels,
-    license_of,
-    read_config,
-)
-from coin_hf.experts.merged_config import names_in, nested, timm_config
-from coin_hf.experts.preprocessing import Preprocessing, processor_preprocessing
+from coin_hf.experts.checkpoint import Built, check_weights, license_of, read_config
+from coin_hf.experts.in_memory import describe_module
+from coin_hf.experts.merged_config import nested
+from coin_hf.experts.text_preprocessing import AnyPreprocessing, TextPreprocessing
+from coin_hf.experts.transformers_models import Task
 from coin_hf.hub.client import fetch, pin
 from coin_hf.hub.layout import CHECKPOINT_FILES
 from coin_hf.recipe.blocks import Library
@@ -44,7 +39,7 @@ class Expert:
     """The settings that, with the weights, determine the network's function."""
     model: nn.Module
     num_classes: int
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     label_names: tuple[str, ...] | None
     """The class name of each row of its logits."""
     license: str | None
@@ -53,6 +48,12 @@ class Expert:
     """The rows of its own classes, where they are not those of its own head."""
     labels: tuple[str, ...] | None = None
     """The names of its own classes in its own order, where its rows are placed among others'."""
+
+    @property
+    def task(self) -> Task:
+        """What it classifies: images or texts."""
+        text = isinstance(self.preprocessing, TextPreprocessing)
+        return "text-classification" if text else "image-classification"
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -102,7 +103,7 @@ class Expert:
                 transformers, or any module that returns logits (B, K).
             name: Its short name.
             label_names: K class names; by default those its library records.
-            processor: A transformers network's image processor.
+            processor: A transformers network's image processor or tokenizer.
             preprocessing: Image -> input tensor (C, H, W), for a plain module.
             num_classes: K, for a plain module.
             model_args: Arguments of `timm.create_model` that the network was built with, besides
@@ -114,25 +115,10 @@ class Expert:
         Raises:
             InputError: If K is unknown, there are not K names, or a value is not finite.
         """
-        config: dict[str, Any] = {}
-        library: Literal["timm", "transformers", "torch"] = "torch"
         named = None if label_names is None else tuple(label_names)
-        any_model: Any = model
-        if isinstance(getattr(model, "pretrained_cfg", None), Mapping):
-            library, built = "timm", _timm_module(any_model, named, dict(model_args or {}), name)
-            given = {"architecture": built.architecture["architecture"]}
-            given |= {"model_args": dict(model_args)} if model_args else {}
-            given |= {"pretrained_cfg": _plain(any_model.pretrained_cfg)}
-            config = timm_config(given, built.num_classes, built.label_names)
-        elif hasattr(model, "config") and hasattr(model.config, "id2label"):
-            channels = known_channels(int(getattr(any_model.config, "num_channels", 3)), name)
-            prepare = processor_preprocessing(processor, channels)
-            library, built = "transformers", transformers_models.described(any_model, prepare)
-        elif num_classes is None:
-            raise InputError(f"expert '{name}' is a plain module: give its `num_classes`")
-        else:
-            transform = Preprocessing({}, 3, preprocessing or _no_preprocessing)
-            built = Built(model, {"module": type(model).__name__}, num_classes, transform, named)
+        library, built, config = describe_module(
+            model, name, named, processor, preprocessing, num_classes, model_args
+        )
         if named is not None and len(named) != built.num_classes:
             raise InputError(
                 f"expert '{name}' has {built.num_classes} classes, but got {len(named)} names"
@@ -212,7 +198,7 @@ def load_expert(
 
     Args:
         repo_or_path: Hub id, or folder, of a timm checkpoint (`config.json` with `architecture`
-            and `model.safetensors`) or of a transformers image classifier.
+            and `model.safetensors`) or of a transformers classifier of images or of texts.
         revision: Branch, tag or commit; None for the newest. It is resolved to a commit.
         library: Library that builds it; `auto` infers it from `config.json`.
         device: Device of the network; by default the CPU.
@@ -271,28 +257,3 @@ def read_expert(
     if device is not None:
         expert.model.to(device)
     return expert
-
-
-def _timm_module(
-    model: Any, names: tuple[str, ...] | None, model_args: dict[str, Any], name: str
-) -> Built:
-    architecture = model.pretrained_cfg.get("architecture")
-    if not architecture:
-        raise InputError(
-            f"expert '{name}': its pretrained_cfg names no architecture: build it with "
-            "`timm.create_model`"
-        )
-    cfg = _plain(model.pretrained_cfg)
-    known = names_in({**cfg, "label_names": cfg.get("label_names")}, "timm", model.num_classes)
-    function = {"architecture": architecture, **function_of(model_args)}
-    return timm_models.described(model, function, names or known, name)
-
-
-def _plain(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the entries of a `pretrained_cfg` that config.json needs, as JSON values."""
-    kept = {k: list(v) if isinstance(v, tuple) else v for k, v in cfg.items()}
-    return {k: v for k, v in kept.items() if v is not None and k != "architecture"}
-
-
-def _no_preprocessing(image: Image) -> Tensor:
-    raise InputError("this network is a plain module without preprocessing: give input tensors")

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from PIL.Image import fromarray
 from torch import Tensor, nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
 from coin_hf.experts.merged_config import placed_names, timm_config
+from coin_hf.experts.probes import probe_batch
 from coin_hf.networks.class_rows import spread
 from coin_hf.networks.inputs import fit_to
 from coin_hf.networks.logits import call
@@ -100,7 +99,7 @@ def head_tensors(expert: Expert, rows: Sequence[int], count: int | None = None) 
     """Find the tensors of a network whose rows are its classes, and verify that they are.
 
     Adding to row k of such a tensor changes logit k alone. All of them placed must place the
-    logits, in float64 on images of noise.
+    logits, in float64 on images of noise or on a few texts.
 
     Args:
         expert: The expert.
@@ -114,9 +113,7 @@ def head_tensors(expert: Expert, rows: Sequence[int], count: int | None = None) 
         InputError: If they are not found.
     """
     model: Any = copy.deepcopy(expert.model).cpu().double().eval()
-    noise = np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8)
-    images = [fromarray(noise), fromarray(255 - noise)]
-    inputs = fit_to(torch.stack([expert.preprocessing(image) for image in images]), model)
+    inputs = fit_to(probe_batch(expert.preprocessing), model)
     before = _logits(model, inputs)
     found = [
         name

@@ -1,10 +1,10 @@
-"""Load transformers image classifiers with the library's own classes."""
+"""Load transformers' classifiers of images and of texts with the library's own classes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -12,6 +12,18 @@ from safetensors import safe_open
 from coin_hf.errors import InputError, boundary
 from coin_hf.experts.checkpoint import ADAPTER, Built, function_of, known_channels, listed
 from coin_hf.experts.preprocessing import transformers_preprocessing
+from coin_hf.experts.text_preprocessing import folder_tokenizer, tokenizer_preprocessing
+
+Task = Literal["image-classification", "text-classification"]
+"""What an expert classifies, in the words of the Hub and of transformers' pipelines."""
+ENDINGS: dict[str, Task] = {
+    "ForImageClassification": "image-classification",
+    "ForSequenceClassification": "text-classification",
+}
+"""How the classes of classifiers end, in the `architectures` of config.json."""
+WORDS = {"image-classification": "image", "text-classification": "text"}
+STALE = (".attn.masked_bias",)
+"""Endings of constants that earlier versions stored beside the parameters (GPT-2)."""
 
 FLOATING = {
     "F64": torch.float64,
@@ -34,20 +46,24 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
         The network.
 
     Raises:
-        InputError: If transformers cannot load it as an image classifier, or the weights do not
-            fit.
+        InputError: If transformers cannot load it as a classifier, or the weights do not fit.
     """
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     _check_supported(folder, config, name)
+    task = task_of(config)
+    kind, auto = "an image", AutoModelForImageClassification
+    if task == "text-classification":
+        kind, auto = "a text", AutoModelForSequenceClassification
+    tuned = f"fine-tuned for {WORDS[task]} classification"
     with (
         boundary(
-            f"expert '{name}': transformers cannot load it as an image classifier",
-            "give a checkpoint saved by `save_pretrained`, fine-tuned for image classification",
+            f"expert '{name}': transformers cannot load it as {kind} classifier",
+            f"give a checkpoint saved by `save_pretrained`, {tuned}",
         ),
         _quiet(),
     ):  # its report of what does not fit is our sentence
-        model, loading = AutoModelForImageClassification.from_pretrained(
+        model, loading = auto.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
@@ -58,7 +74,11 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
         )
     faults = [
         [f"missing '{key}'" for key in sorted(loading["missing_keys"])],
-        [f"unexpected '{key}'" for key in sorted(loading["unexpected_keys"])],
+        [
+            f"unexpected '{key}'"
+            for key in sorted(loading["unexpected_keys"])
+            if not key.endswith(STALE)
+        ],
         [
             f"'{key}' has shape {tuple(held)}, expected {tuple(expected)}"
             for key, held, expected in sorted(loading["mismatched_keys"])
@@ -68,11 +88,58 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
         listing = "; ".join(listed(kind, "; ") for kind in faults if kind)
         raise InputError(
             f"expert '{name}': model.safetensors does not fit config.json: {listing}; give a "
-            "checkpoint fine-tuned for image classification, its adapters merged"
+            f"checkpoint {tuned}, its adapters merged"
         )
+    if task == "text-classification":
+        return described_text(model, folder_tokenizer(folder, name), name)
     channels = known_channels(int(getattr(model.config, "num_channels", 3)), name)
     preprocessing = transformers_preprocessing(folder, name, channels)
     return described(model, preprocessing)
+
+
+def task_of(config: dict[str, Any]) -> Task:
+    """Say what a network classifies.
+
+    Args:
+        config: The content of its config.json.
+
+    Returns:
+        What its class is for; where that is no classifier, what its type of network supports.
+    """
+    from transformers.models.auto import modeling_auto
+
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else ():
+        for ending, task in ENDINGS.items():
+            if isinstance(name, str) and name.endswith(ending):
+                return task
+    kind = config.get("model_type")
+    images = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    texts = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    only_texts = isinstance(kind, str) and kind in texts and kind not in images
+    return "text-classification" if only_texts else "image-classification"
+
+
+def described_text(model: Any, tokenizer: Any, name: str) -> Built:
+    """Describe a transformers text classifier.
+
+    Args:
+        model: The network, with its `config`.
+        tokenizer: Its tokenizer; None if it has none.
+        name: The expert's name, for messages.
+
+    Returns:
+        The network, described.
+
+    Raises:
+        InputError: If it has a single logit, or its tokenizer is not usable.
+    """
+    if model.config.num_labels == 1:
+        raise InputError(
+            f"expert '{name}' has a single logit, as for regression, and no classes to decode: "
+            "give a classifier of two classes or more"
+        )
+    return described(model, tokenizer_preprocessing(tokenizer, model, name))
 
 
 def described(model: Any, preprocessing: Any) -> Built:

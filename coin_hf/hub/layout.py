@@ -1,6 +1,7 @@
 """The layout of a coded repository.
 
-config.json  model.safetensors     the first coded model, in its library's own format
+config.json  model.safetensors     the first coded model, in its library's own format, with its
+                                   image processor or tokenizer
 coded-1/     coded-2/ ...          the others, each a repository in that format
 fisher/<expert>.safetensors        the experts' Fishers, if the recipe saves them
 coin.json    result.json           what decoding needs; all measurements
@@ -13,18 +14,25 @@ FIGURE = "nda.png"
 FISHERS = "fisher"
 """The folder of the experts' Fishers in a coded repository."""
 
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
+                    "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")  # fmt: skip
+"""Files of a tokenizer, at least one of which holds its vocabulary."""
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
+                   "added_tokens.json")  # fmt: skip
+"""Files of a tokenizer, as transformers writes and reads them."""
+BESIDE_FILES = ("preprocessor_config.json", "model.safetensors.index.json", *TOKENIZER_FILES)
+"""Files beside config.json and weights that transformers writes: the same in all coded models."""
 CHECKPOINT_FILES = [
     "config.json",
-    "preprocessor_config.json",
     "model*.safetensors",
-    "model.safetensors.index.json",
+    *BESIDE_FILES,
     "README.md",
 ]
 """Files read from an expert's repository; no others are downloaded."""
-CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "coded-*/*.safetensors"]
+CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "coded-*/*.safetensors",
+               *(f"coded-*/{name}" for name in VOCABULARY_FILES)]  # fmt: skip
 """Files read from a coded repository: all but the Fishers, which only re-coding needs."""
-_NETWORK = ("config.json", "preprocessor_config.json", "model*.safetensors",
-            "model.safetensors.index.json")  # fmt: skip
+_NETWORK = ("config.json", "model*.safetensors", *BESIDE_FILES)
 PUSHED_FILES = [
     *_NETWORK,
     *(f"coded-[0-9]*/{name}" for name in _NETWORK),

@@ -84,10 +84,10 @@ class ExpertBlock(Block):
 
 
 class DatasetBlock(Block):
-    """Images with labels, from the Hub or a folder."""
+    """Images or texts with labels, from the Hub or a folder."""
 
     path: str
-    """Hub id, folder of parquet or image files, or folder written by `save_to_disk`."""
+    """Hub id, folder of parquet, text or image files, or folder written by `save_to_disk`."""
     config: str | None = None
     """Configuration of a Hub dataset that has several."""
     revision: str | None = None
@@ -96,6 +96,12 @@ class DatasetBlock(Block):
     """Split from which samples are drawn."""
     image: str | None = None
     """Image column; by default the one column of type `Image`."""
+    text: StrictStr | Annotated[tuple[StrictStr, ...], Field(min_length=1, max_length=2)] | None = (
+        None
+    )
+    """Text column, or a list of two for pairs of texts; by default the one column of text."""
+    max_length: Count | None = None
+    """Tokens that texts are cut to; by default as many as tokenizer and network take."""
     label: str | None = None
     """Label column; by default the one column of type `ClassLabel`."""
     labels: Annotated[tuple[StrictInt | StrictStr, ...], Field(min_length=1)] | None = None
@@ -106,8 +112,8 @@ class DatasetBlock(Block):
     label_map: dict[str, str] | None = Field(default=None, min_length=1)
     """Class names of the dataset and the expert's names for them, where these differ."""
     skip_damaged: bool = False
-    """Leave out rows whose images cannot be decoded, and count them in the result; by default the
-    run stops with a sentence that names the row."""
+    """Leave out rows whose images cannot be decoded or whose texts are missing, and count them in
+    the result; by default the run stops with a sentence that names the row."""
     streaming: bool = False
     """Stream the rows instead of downloading the split first."""
 
@@ -198,8 +204,15 @@ class RefineBlock(Block):
     `auto` chooses it."""
 
 
-def _named(key: str) -> Callable[[Any], Any]:
-    """Read names in a list as blocks."""
+def named(key: str) -> Callable[[Any], Any]:
+    """Read names in a list as blocks.
+
+    Args:
+        key: The key that a name stands for.
+
+    Returns:
+        A validator that makes `{key: name}` of each name.
+    """
 
     def read(data: Any) -> Any:
         if not isinstance(data, list | tuple):
@@ -211,55 +224,8 @@ def _named(key: str) -> Callable[[Any], Any]:
 
 Steps = Annotated[
     tuple[RefineBlock, ...],
-    BeforeValidator(_named("step"), json_schema_input_type=tuple[Step | RefineBlock, ...]),
+    BeforeValidator(named("step"), json_schema_input_type=tuple[Step | RefineBlock, ...]),
 ]
-
-
-class Contender(Block):
-    """One row of a comparison: a coder and its changes to the recipe."""
-
-    coder: Coder
-    """The coder."""
-    name: str | None = None
-    """Name of the row; by default the coder's."""
-    lam: Lam | None = None
-    """Overrides the recipe's `lam`."""
-    fisher: FisherBlock | None = None
-    """Overrides the recipe's block."""
-    task_arithmetic: TaskArithmeticBlock | None = None
-    """Overrides the recipe's block."""
-    regmean: RegMeanBlock | None = None
-    """Overrides the recipe's block."""
-    distillation: DistillationBlock | None = None
-    """Overrides the recipe's block."""
-    refine: Steps | None = None
-    """Overrides the recipe's steps; `[]` for none."""
-    augment: AugmentBlock | None = None
-    """Overrides the recipe's block; `null` for none."""
-
-    @property
-    def label(self) -> str:
-        """The name of the contender's rows."""
-        return self.name or self.coder
-
-
-class CompareBlock(Block):
-    """The rows of a comparison: every coder, on every draw of the samples."""
-
-    coders: (
-        Annotated[
-            tuple[Contender, ...],
-            Field(min_length=1),
-            BeforeValidator(_named("coder"), json_schema_input_type=tuple[Coder | Contender, ...]),
-        ]
-        | None
-    ) = None
-    """Names of coders, or blocks `{coder, name, ...}` with their own settings; by default all
-    coders, `task_arithmetic` only if its foundation is given."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Seeds for drawing the samples."""
-    per_expert: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    """Values of P', for NDA against the number of samples; by default that of `samples`."""
 
 
 class EvaluationBlock(Block):
@@ -268,9 +234,9 @@ class EvaluationBlock(Block):
     split: str = "test"
     """Split of each expert's dataset."""
     batch_size: Count = 64
-    """Images per forward pass."""
+    """Inputs per forward pass."""
     limit: Count | None = None
-    """Most images per dataset, drawn with the samples' seed; by default all."""
+    """Most inputs per dataset, drawn with the samples' seed; by default all."""
 
 
 class HubBlock(Block):

@@ -64,6 +64,8 @@ def _expected(finding: ErrorDetails) -> str:
             return "true or false"
         case "too_short":
             return f"{limits['min_length']} or more entries"
+        case "too_long":
+            return f"at most {limits['max_length']} entries"
         case "greater_than_equal":
             return f"at least {limits['ge']:g}"
         case "less_than":

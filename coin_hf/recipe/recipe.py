@@ -15,8 +15,6 @@ from coin_hf.recipe.blocks import (
     Block,
     Classes,
     Coder,
-    CompareBlock,
-    Contender,
     DatasetBlock,
     DistillationBlock,
     EvaluationBlock,
@@ -32,6 +30,7 @@ from coin_hf.recipe.blocks import (
     Weights,
     shape_of,
 )
+from coin_hf.recipe.compare_blocks import CompareBlock, Contender
 from coin_hf.recipe.messages import did_you_mean, sentences
 from coin_hf.recipe.yaml_file import apply_override, read_yaml
 

@@ -20,7 +20,13 @@ from coin_hf.experts.merged_config import (
     transformers_config,
 )
 from coin_hf.hub.client import fetch, local_folder, locate
-from coin_hf.hub.layout import CHECKPOINT_FILES, CODED_FILES, FISHERS, coded_folder
+from coin_hf.hub.layout import (
+    BESIDE_FILES,
+    CHECKPOINT_FILES,
+    CODED_FILES,
+    FISHERS,
+    coded_folder,
+)
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.text_files import read_json
 from coin_hf.recoding.changes import Newcomer, changed_recipe, recoded_coin, recoded_result
@@ -235,7 +241,7 @@ def _write_configs(plan: _Plan, record: CoinRecord, classes: int, draft: Path) -
     for c in range(len(rows_of(record.betas))):
         place = draft / coded_folder(c)
         (place / "config.json").write_text(text, encoding="utf-8")
-        for name in ("preprocessor_config.json", "model.safetensors.index.json"):
+        for name in BESIDE_FILES:
             if (plan.folder / name).is_file():
                 shutil.copyfile(plan.folder / name, place / name)
 

@@ -131,6 +131,9 @@ class Settings(Record):
     fisher: FisherBlock
     evaluation: EvaluationBlock
 
+    task: Literal["text-classification"] | None = None
+    """What the networks classify, where it is not images."""
+
     experts: Sequence[ExpertRecord]
     classes: Classes | None = None
     """How the experts' classes were placed, if the recipe says so."""

@@ -67,7 +67,7 @@ class ResultRecord(Settings):
     mean_nda_several: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     """The same by number of experts missing at once, from 2."""
     damaged: dict[str, int] | None = None
-    """Rows left out because their images cannot be decoded, by `dataset:split`; None if none."""
+    """Rows left out because they are damaged or missing, by `dataset:split`; None if none."""
     detection: list[Detection] = Field(default_factory=list)
     calibration: Calibration | None = None
     run: Run

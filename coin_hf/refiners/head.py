@@ -99,11 +99,11 @@ def _features(
     model: nn.Module, inputs: Inputs, batch_size: int, processes: Processes
 ) -> tuple[LinearMap, Tensor, Tensor]:
     """Return the last map (on one sample), its input rows, and the logits."""
-    last, _ = _last(model, repeat_first(fit_to(inputs, model), 1))
+    last, _, _ = _last(model, repeat_first(fit_to(inputs, model), 1))
     parts = []
     for number, batch in processes.share(list(enumerate(batches(inputs, batch_size)))):
-        found, logits = _last(model, fit_to(batch, model))
-        parts.append((number, found.rows(found.input).cpu(), logits.cpu()))
+        _, rows, logits = _last(model, fit_to(batch, model))
+        parts.append((number, rows.cpu(), logits.cpu()))
     parts = sorted(processes.gather(parts), key=lambda part: part[0])
     return last, torch.cat([p[1] for p in parts]), torch.cat([p[2] for p in parts])
 
@@ -122,12 +122,12 @@ def find_head(model: nn.Module, inputs: Inputs) -> list[str]:
     Raises:
         Unsuitable: If the model does not end in a linear map.
     """
-    last, _ = _last(model, fit_to(inputs, model))
+    last, _, _ = _last(model, fit_to(inputs, model))
     return [last.name] if last.bias_name is None else [last.name, last.bias_name]
 
 
-def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor]:
-    """Run a batch; return the last map and the logits, which must be its output."""
+def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor, Tensor]:
+    """Run a batch; return the last map, the input rows of its logits, and the logits."""
     with passes([model], batch) as [only]:
         last: tuple[LinearMap, Tensor, int] | None = None
         stop = only.go()
@@ -138,10 +138,26 @@ def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor]:
         logits = only.logits
     if last is not None and logits is not None:
         stop, output, version = last
-        flat = stop.flat(output).nan_to_num()
-        same = flat.shape == logits.shape and torch.equal(flat, logits.nan_to_num())
-        if same and output._version == version:  # else it was modified in place
-            return stop, logits
+        taken = _taken(stop.flat(output).nan_to_num(), logits.nan_to_num())
+        if taken is not None and output._version == version:  # else it was modified in place
+            return stop, stop.rows(stop.input)[taken], logits
     raise Unsuitable(
         f"{type(model).__name__} does not end in a linear map: leave the refiner `head` out"
     )
+
+
+def _taken(outputs: Tensor, logits: Tensor) -> Tensor | slice | None:
+    """Find the rows of a map's output that are the logits: all of them, or one of each input's.
+
+    A network that reads texts from left to right has logits at every token, and takes the last.
+    """
+    if outputs.shape == logits.shape:
+        return slice(None) if torch.equal(outputs, logits) else None
+    count, classes = logits.shape
+    if outputs.shape[1] != classes or len(outputs) % count:
+        return None
+    match = (outputs.view(count, -1, classes) == logits[:, None]).all(-1)  # (B, T)
+    if not match.any(1).all():
+        return None
+    places = len(outputs) // count
+    return places * torch.arange(count, device=match.device) + match.float().argmax(1)

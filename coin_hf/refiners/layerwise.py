@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from coin_hf.networks.inputs import Inputs, concatenate, count, fit_to, take
 from coin_hf.networks.linear_maps import LinearMap
 from coin_hf.networks.matmul import product
+from coin_hf.networks.padding import real_rows, token_mask
 from coin_hf.networks.processes import Processes
 from coin_hf.refiners.lockstep import Pass, Unsuitable, find_maps, passes
 
@@ -39,10 +41,10 @@ def refit_layers(
 
         W = argmin sum_r || W z_c,r - sum_i beta_i a_i,r ||^2 + s t || W - W_c ||^2
 
-    r runs over samples and positions (tokens, or patches by im2col). t is the mean of the Gram
-    matrix's diagonal, so that the strength s is dimensionless; a bias is one more input, always 1,
-    with the number of rows as its t. Each map takes the strength with the smallest error on the
-    held-out samples (the first minimum), or stays unchanged if none reduces it.
+    r runs over samples and positions (tokens without padding, or patches by im2col). t is the mean
+    of the Gram matrix's diagonal, so that the strength s is dimensionless; a bias is one more
+    input, always 1, with the number of rows as its t. Each map takes the strength with the smallest
+    error on the held-out samples (the first minimum), or stays unchanged if none reduces it.
 
     This is RegMean (arXiv:2212.09849) for the coding objective: the inputs are the coded model's,
     not each expert's, and the target is the coded output. Where the maps of all experts are equal
@@ -74,7 +76,7 @@ def refit_layers(
     parts = [take(part, processes.part) for part in (inputs, held_out)]
     # One extra sample at the end, not counted: no process is without samples.
     batch = fit_to(concatenate([*parts, take(inputs, slice(0, 1))]), model)
-    split = [count(part) for part in parts]
+    split, mask = [count(part) for part in parts], token_mask(batch)
     strengths = STRENGTHS if strength is None else (strength,)
     done: set[str] = set()
     with passes([*experts, model], batch) as every, processes.bar("refit", show=progress) as bar:
@@ -91,11 +93,16 @@ def refit_layers(
                 residual = _mean(answers, betas)
                 residual -= stop().to(residual)
                 ends = (0, each * split[0], each * sum(split))
-                normal = [_Normal(stop, residual, *ends[:2]), _Normal(stop, residual, *ends[1:])]
+                flat = stop.flat(residual)
+                try:
+                    real = real_rows(stop, mask, len(flat))
+                except ValueError as error:
+                    raise Unsuitable(str(error)) from error
+                normal = [_Normal(stop, flat, real, *part) for part in pairwise(ends)]
                 for part in normal:
                     part.reduce(processes)
                 _refit(stop, parameters, normal, strengths)
-                del residual, normal
+                del residual, flat, normal
                 done.add(stop.name)
                 bar.update()
             answers.append(stop())
@@ -122,8 +129,9 @@ def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
 class _Normal:
     """The normal equations of one map over some samples: Gram, right-hand side, rows, error."""
 
-    def __init__(self, stop: LinearMap, residual: Tensor, begin: int, end: int) -> None:
-        residual = stop.flat(residual)
+    def __init__(
+        self, stop: LinearMap, residual: Tensor, real: Tensor | None, begin: int, end: int
+    ) -> None:
         places = len(residual) // len(stop.input)
         device = "cpu" if residual.device.type == "mps" else residual.device  # mps has no float64
         width = stop.rows(stop.input[:1]).shape[1]
@@ -135,8 +143,12 @@ class _Normal:
         step = max(1, ENTRIES // (places * width))
         for low in range(begin, end, step):
             high = min(low + step, end)
-            missing = residual[low * places : high * places]
-            self._add(stop, stop.rows(stop.input[low:high]).to(missing), missing)
+            here = slice(low * places, high * places)
+            missing = residual[here]
+            rows = stop.rows(stop.input[low:high]).to(missing)
+            if real is not None:  # padding would be fitted in place of the text
+                rows, missing = rows[real[here]], missing[real[here]]
+            self._add(stop, rows, missing)
 
     def _add(self, stop: LinearMap, rows: Tensor, missing: Tensor) -> None:
         if stop.bias_name is not None:

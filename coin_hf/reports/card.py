@@ -10,7 +10,7 @@ from coin_hf.erasure.betas import rows_of
 from coin_hf.hub.layout import FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.result import ResultRecord
-from coin_hf.reports.card_usage import usage
+from coin_hf.reports.card_usage import inputs_of, usage
 from coin_hf.reports.safe_text import plain_id, safe
 from coin_hf.reports.tables import cell, labels_table, table
 
@@ -40,7 +40,7 @@ def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelC
         base_model=[e.model for e in result.experts if _on_hub(e.model)] or None,
         base_model_relation="merge",
         library_name=result.library,
-        pipeline_tag="image-classification",
+        pipeline_tag=result.task or "image-classification",
         tags=["merge", result.coder.replace("_", "-"), "erasure-coding", "coin-hf"],
         datasets=_unique(d.path for d in result.datasets.values() if _on_hub(d.path)) or None,
         license=_common_license(result),
@@ -79,7 +79,7 @@ def _eval_results(result: ResultRecord) -> list[EvalResult]:
             continue
         found.append(
             EvalResult(
-                task_type="image-classification",
+                task_type=result.task or "image-classification",
                 dataset_type=name,
                 dataset_name=name,  # not the key: two parts of one dataset share an entry
                 dataset_config=dataset.config,
@@ -195,7 +195,8 @@ def _left_out(result: ResultRecord) -> str:
     if not result.damaged:
         return ""
     counts = ", ".join(f"{count} of {place}" for place, count in result.damaged.items())
-    return f"\nImages that cannot be decoded were left out (`skip_damaged`): {counts}.\n"
+    what = "Rows without a text" if result.task else "Images that cannot be decoded"
+    return f"\n{what} were left out (`skip_damaged`): {counts}.\n"
 
 
 def _detection(result: ResultRecord) -> str:
@@ -207,7 +208,7 @@ def _detection(result: ResultRecord) -> str:
     alarms = ", ".join(f"{100 * each.false_alarms:.1f} %" for each in found)
     return f"""
 With all answers at hand, the parity check notices a corrupted one (not whose it is). Its threshold, {quantile:.0%} of
-the samples, gave false alarms for {alarms} of the test images; with one expert's logits shifted by one class
+the samples, gave false alarms for {alarms} of the test {inputs_of(result)}; with one expert's logits shifted by one class
 it noticed {noticed}.
 """
 
@@ -277,4 +278,4 @@ def _fisher(used: FisherBlock) -> str:
 
 
 def _points(result: ResultRecord) -> str:
-    return ", ".join(f"{e.points} images for {e.missing}" for e in result.singles)
+    return ", ".join(f"{e.points} {inputs_of(result)} for {e.missing}" for e in result.singles)

@@ -7,6 +7,18 @@ from coin_hf.erasure.betas import rows_of
 from coin_hf.records.result import ResultRecord
 
 
+def inputs_of(result: ResultRecord) -> str:
+    """Name what the networks classify.
+
+    Args:
+        result: The result.
+
+    Returns:
+        `images` or `texts`.
+    """
+    return "texts" if result.task else "images"
+
+
 def _others(result: ResultRecord, repo_id: str) -> str:
     """Show how plain libraries load a coded model from a subfolder."""
     if len(rows_of(result.betas)) == 1:
@@ -18,10 +30,11 @@ from huggingface_hub import snapshot_download
 folder = snapshot_download("{repo_id}")  # the others lie in subfolders
 another = timm.create_model(f"local-dir:{{folder}}/coded-1", pretrained=True).eval()
 """
+    auto = f"AutoModelFor{'Sequence' if result.task else 'Image'}Classification"
     return f"""
-from transformers import AutoModelForImageClassification
+from transformers import {auto}
 
-another = AutoModelForImageClassification.from_pretrained("{repo_id}", subfolder="coded-1")
+another = {auto}.from_pretrained("{repo_id}", subfolder="coded-1")
 """
 
 
@@ -35,6 +48,8 @@ def usage(result: ResultRecord, repo_id: str) -> str:
     Returns:
         Markdown.
     """
+    if result.task:
+        return _text_usage(result, repo_id)
     blocks = []
     if result.library == "timm":
         blocks.append(f"""With timm:
@@ -62,3 +77,24 @@ x = ensemble.preprocess(Image.new("RGB", (64, 64))).unsqueeze(0)  # your image
 logits = ensemble(x, missing=[{len(result.experts) - 1}])  # one tensor for each expert, the missing one decoded
 ~~~''')
     return "\n\n".join(blocks)
+
+
+def _text_usage(result: ResultRecord, repo_id: str) -> str:
+    missing = result.experts[-1].name
+    return f'''With transformers:
+~~~python
+from transformers import AutoModelForSequenceClassification, pipeline
+
+classify = pipeline("text-classification", model="{repo_id}")
+classify("your text")
+model = AutoModelForSequenceClassification.from_pretrained("{repo_id}").eval()  # the network alone
+{_others(result, repo_id)}~~~
+
+Answering for a missing expert with [coin-hf](https://pypi.org/project/coin-hf/), here '{missing}':
+~~~python
+from coin_hf import CodedEnsemble
+
+ensemble = CodedEnsemble.from_pretrained("{repo_id}", experts=True)
+x = ensemble.preprocess(["your text", "and another"])  # a list is a batch; a pair of texts is a tuple
+logits = ensemble(x, missing=[{len(result.experts) - 1}])  # one tensor for each expert, the missing one decoded
+~~~'''

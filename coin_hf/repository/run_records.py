@@ -58,6 +58,7 @@ def coin_record(
         {
             "format": FORMAT,
             "library": experts[0].library,
+            **({} if experts[0].task == "image-classification" else {"task": experts[0].task}),
             "coder": recipe.coder,
             "classes": recipe.classes,
             "betas": said["betas"],
@@ -115,8 +116,8 @@ def result_record(
     """
     said = coin.dump()
     count = sum(len(rows) for rows in said["samples"].pop("rows").values())
-    shared = ("format", "library", "coder", "classes", "betas", "lam", *SETTINGS, *REFINING,
-              "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
+    shared = ("format", "library", "task", "coder", "classes", "betas", "lam", *SETTINGS,
+              *REFINING, "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
     return Result.model_validate(
         {
             **{key: said[key] for key in shared if key in said},

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coin_hf.data.images import LabelledImages
-from coin_hf.data.rows import Row
+from coin_hf.data.images import ImageRow, LabelledImages
 from coin_hf.errors import InputError
 from coin_hf.hub.client import pin
 from coin_hf.recipe.blocks import DatasetBlock
@@ -27,7 +26,7 @@ class Rows:
         """Return the number of rows."""
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ImageRow:
         """Return one row; its image is decoded when it is asked for."""
         return self.images.row(self.positions[index])
 

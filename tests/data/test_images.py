@@ -12,8 +12,8 @@ import torch
 from builders import digits, save_digits
 from PIL.Image import fromarray
 
-from coin_hf.data.images import LabelledImages
-from coin_hf.data.rows import SHUFFLE_BUFFER, Row
+from coin_hf.data.images import ImageRow, LabelledImages
+from coin_hf.data.rows import SHUFFLE_BUFFER
 from coin_hf.errors import InputError
 from coin_hf.recipe.blocks import DatasetBlock
 
@@ -25,7 +25,7 @@ def open_split(path: Path, split: str = "train", k: int = 10, **block: Any) -> L
     return LabelledImages("mine", DatasetBlock(path=str(path), **block), split, k)
 
 
-def everything(images: LabelledImages, batch_size: int = 64) -> list[Row]:
+def everything(images: LabelledImages, batch_size: int = 64) -> list[ImageRow]:
     batches = images.batches(batch_size, limit=None, seed=(0,), shard=(0, 1))
     return [row for _, rows in batches for row in rows]
 

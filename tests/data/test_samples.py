@@ -10,8 +10,8 @@ import torch
 from builders import NORMALISATION, digits, save_digits
 from PIL.Image import fromarray, new
 
-from coin_hf.data.images import LabelledImages
-from coin_hf.data.rows import Row, prepared_batch
+from coin_hf.data.images import ImageRow, LabelledImages
+from coin_hf.data.rows import prepared_batch
 from coin_hf.data.samples import Samples, draw_samples
 from coin_hf.errors import InputError
 from coin_hf.experts.preprocessing import timm_preprocessing
@@ -136,9 +136,9 @@ class TestSplit:
 
 
 def test_inputs_of_several_shapes_are_refused() -> None:
-    rows = [Row(i, 0, None, f"row {i}") for i in range(3)]
+    rows = [ImageRow(i, 0, None, f"row {i}") for i in range(3)]
     sizes = iter([(3, 8, 8), (3, 8, 8), (3, 8, 10)])
-    files = [replace(row, encoded={"bytes": png(), "path": None}) for row in rows]
+    files = [replace(row, content={"bytes": png(), "path": None}) for row in rows]
     with pytest.raises(InputError, match=r"in row 0 and in row 2 .* \(3, 8, 8\) and \(3, 8, 10\)"):
         prepared_batch(files, lambda _: torch.ones(next(sizes)))
     assert prepared_batch(files[:1], lambda _: torch.ones(3, 8, 8)).shape == (1, 3, 8, 8)

@@ -346,14 +346,21 @@ class TestTransformersConfig:
             "preprocessor_config.json, written by `AutoImageProcessor.save_pretrained`"
         )
 
-    @pytest.mark.parametrize("config", [{}, {"model_type": "bert"}, {"model_type": "nothing"}])
-    def test_not_an_image_classifier(
-        self, copy: Callable[[str], Path], config: dict[str, str]
+    @pytest.mark.parametrize(
+        ("config", "kind"),
+        [
+            ({}, "an image"),
+            ({"model_type": "bert"}, "a text"),  # there is no BERT for images
+            ({"model_type": "nothing"}, "an image"),
+        ],
+    )
+    def test_not_a_classifier(
+        self, copy: Callable[[str], Path], config: dict[str, str], kind: str
     ) -> None:
         folder = copy("transformers")
         (folder / "config.json").write_text(json.dumps(config))
         text = message(folder)
-        assert text.startswith("expert 'bad': transformers cannot load it as an image classifier (")
+        assert text.startswith(f"expert 'bad': transformers cannot load it as {kind} classifier (")
         assert "\n" not in text
 
     def test_code_in_the_repository_is_never_run(

@@ -226,7 +226,7 @@ IMAGES = 5000
 
 def run_images(count: int, seed: int = 0) -> dict[str, Outcome]:
     """Damage image files of every format, and decode and prepare them as rows of a dataset."""
-    from coin_hf.data.rows import Row
+    from coin_hf.data.images import ImageRow
 
     noise = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
     exif = Image.Exif()
@@ -242,7 +242,7 @@ def run_images(count: int, seed: int = 0) -> dict[str, Outcome]:
         outcome = found.setdefault(kind, Outcome())
         for i in range(-(-count // len(FORMATS))):
             bad = damaged_bytes(buffer.getvalue(), np.random.default_rng([seed, i]))
-            row = Row(0, 0, {"bytes": bad, "path": None}, "row 0")
+            row = ImageRow(0, 0, {"bytes": bad, "path": None}, "row 0")
             target = Target(kind, Path(), lambda row=row: row.prepared(expert), 0)  # type: ignore[misc]
             with _measured(outcome):
                 _one(target, outcome, f"{kind} {i}")

@@ -59,7 +59,7 @@ def test_default_betas_are_equal(n: int) -> None:
         ({"lambda": 1}, "unknown key 'lambda', did you mean 'lam'?"),
         (
             {"zzz": 1},
-            "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, coder, lam, "
+            "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, classes, coder, lam, "
             "samples, fisher, task_arithmetic, regmean, distillation, refine, augment, compare, "
             "evaluation, output, hub",
         ),

@@ -19,8 +19,8 @@ from coin_hf.errors import InputError
 from coin_hf.serve.answers import FUNCTIONS, Function, elements
 from coin_hf.serve.events import Reply
 from coin_hf.serve.network import Late, Overloaded, Unanswered
+from coin_hf.serve.query import Decoded
 from coin_hf.serve.question import Question, from_base64, question
-from coin_hf.serve.router import Decoded
 from coin_hf.serve.service import Service, Target
 from coin_hf.serve.settings import ServeSettings
 

@@ -125,10 +125,11 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether every expert can be answered for: it is up, or can be decoded."""
-        up = {i for i, breaker in enumerate(self.router.breakers) if not breaker.open}
-        coded = range(len(self.router.coded))
+        up = {i for i, breaker in enumerate(self.router.state.breakers) if not breaker.open}
+        coded = range(len(self.router.state.coded))
         return all(
-            i in up or self.router.decoder.suffices(i, up, coded) for i in range(len(self.names))
+            i in up or self.router.state.decoder.suffices(i, up, coded)
+            for i in range(len(self.names))
         )
 
     def info(self) -> dict[str, Any]:
@@ -147,21 +148,21 @@ class Service:
                     "revision": record.revision,
                     "labels": list(labels),
                     "nda": self.ndas.get(name),
-                    "decoded_from": [self.names[j] for j in self.router.decoder.helpers(i)],
-                    "down": self.router.breakers[i].open,
-                    "deadline_seconds": self.router.deadlines[i].seconds,
+                    "decoded_from": [self.names[j] for j in self.router.state.decoder.helpers(i)],
+                    "down": self.router.state.breakers[i].open,
+                    "deadline_seconds": self.router.state.deadlines[i].seconds,
                 }
                 for i, (name, record, labels) in enumerate(
                     zip(self.names, coin.experts, self.target.labels, strict=True)
                 )
             ],
-            "coded_models": [network.name for network in self.router.coded],
+            "coded_models": [network.name for network in self.router.state.coded],
         }
 
     def measured(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
         for name, breaker, deadline in zip(
-            self.names, self.router.breakers, self.router.deadlines, strict=True
+            self.names, self.router.state.breakers, self.router.state.deadlines, strict=True
         ):
             self.metrics.breakers.labels(name).set(breaker.open)
             self.metrics.deadlines.labels(name).set(deadline.seconds)

@@ -212,15 +212,15 @@ async def test_a_breaker_spares_an_expert_that_is_down() -> None:
     for _ in range(3):
         await world.ask(1)
         await asyncio.sleep(5)
-    assert world.router.breakers[1].open
-    world.router.breakers[1]._next = now() + 1.0
+    assert world.router.state.breakers[1].open
+    world.router.state.breakers[1]._next = now() + 1.0
     reply = await world.ask(1)
     assert reply.seconds == pytest.approx(0.1)  # at once: it is not asked
     assert world.log.lines[-1] == "e1 hedged: down"
     await asyncio.sleep(1.0)
     world.take["e1"] = 0.1
     assert (await world.ask(1)).how == "direct"  # the probe
-    assert not world.router.breakers[1].open
+    assert not world.router.state.breakers[1].open
     assert (await world.ask(1)).how == "direct"
 
 
@@ -229,7 +229,7 @@ async def test_requests_for_one_that_is_down_are_shed_above_half_load() -> None:
     world = World(breaker={"misses": 1, "probe": 1e3})
     world.take["e1"] = DOWN
     await world.ask(1)
-    assert world.router.breakers[1].open
+    assert world.router.state.breakers[1].open
     shed = 0
     for _ in range(60):  # the helpers are in use all the time
         try:
@@ -288,17 +288,17 @@ async def test_labels_that_nobody_shares_take_the_coded_model_alone() -> None:
 @virtual
 async def test_the_deadline_follows_recent_answers() -> None:
     world = World(deadline={"most": 2.0, "least": 0.01})
-    assert world.router.deadlines[0].seconds == 2.0
+    assert world.router.state.deadlines[0].seconds == 2.0
     for k in range(100):
         world.take["e0"] = 0.1 + 0.001 * (k % 20)
         await world.ask(0)
-    assert world.router.deadlines[0].seconds == pytest.approx(0.119)
+    assert world.router.state.deadlines[0].seconds == pytest.approx(0.119)
     world.take["e0"] = 1.0
     for _ in range(4):
         assert (await world.ask(0)).how == "decoded"
         await world.ask(1)
     # What was given up counts as late, so that the quantile does not creep down.
-    assert world.router.deadlines[0].seconds >= 0.1189
+    assert world.router.state.deadlines[0].seconds >= 0.1189
 
 
 def test_nothing_is_left_to_wait_for() -> None:

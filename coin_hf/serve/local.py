@@ -28,7 +28,7 @@ class LocalNetwork:
         *,
         order: ClassOrder | None = None,
         most: int = 16,
-        stacked: Callable[[Sequence[Any]], Any] = stack,
+        padded: Callable[[Sequence[Any]], Any] | None = None,
     ) -> None:
         """Start idle.
 
@@ -37,10 +37,10 @@ class LocalNetwork:
             model: The network, in eval mode, on its device.
             order: The rows of an expert's own classes, which alone it answers; None for all rows.
             most: Most inputs of a batch.
-            stacked: Single inputs of one form -> a batch.
+            padded: Texts of any lengths -> a batch; None for inputs that must have one shape.
         """
         self.name, self._model, self._order = name, model, order
-        self._most, self._stacked = most, stacked
+        self._most, self._padded = most, padded
         first = next(model.parameters())
         self._device, self._dtype = first.device, first.dtype
         self._queue: deque[Waiting] = deque()
@@ -105,14 +105,15 @@ class LocalNetwork:
     def _batch(self) -> list[Waiting]:
         """Take the first requests of one form."""
         found = [self._queue.popleft()]
-        form = _form(found[0][0])
-        while self._queue and len(found) < self._most and _form(self._queue[0][0]) == form:
+        form = self._form(found[0][0])
+        while self._queue and len(found) < self._most and self._form(self._queue[0][0]) == form:
             found.append(self._queue.popleft())
         return found
 
     @torch.inference_mode()
     def _forward(self, inputs: Sequence[Any]) -> Sequence[Tensor]:
-        batch = cast(to_device(self._stacked(inputs), self._device), self._dtype)
+        batch = (self._padded or stack)(inputs)
+        batch = cast(to_device(batch, self._device), self._dtype)
         logits = call(self._model, batch).float().cpu()
         return list(columns(logits, self._order, "rows"))
 
@@ -122,9 +123,8 @@ class LocalNetwork:
             await asyncio.wait([self._runner])
         self._pool.shutdown(wait=True)
 
-
-def _form(x: Any) -> Any:
-    """Return what inputs of one batch have in common: names and shapes."""
-    if isinstance(x, Mapping):
-        return {name: value.shape for name, value in x.items()}
-    return x.shape
+    def _form(self, x: Any) -> Any:
+        """Return what inputs of one batch have in common: names, or names and shapes."""
+        if self._padded is not None:
+            return list(x)
+        return {n: v.shape for n, v in x.items()} if isinstance(x, Mapping) else x.shape

@@ -15,6 +15,7 @@ from coin_hf.serve.network import Late, Network, Unanswered
 from coin_hf.serve.query import Decoded, Query
 from coin_hf.serve.race import Key, Race
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.state import State
 
 
 class Router:
@@ -86,10 +87,8 @@ class Router:
             Late: If too few networks answered in `limits.seconds`.
             Unanswered: If too many fail.
         """
-        began, race = (
-            self.state.now(),
-            Race(self.state.networks, self.state.usage, x, self.state.observer),
-        )
+        state = self.state
+        began, race = state.now(), Race(state.networks, state.usage, x, state.observer)
         try:
             await asyncio.wait_for(self._collect(race, began), self.state.settings.limits.seconds)
         except asyncio.TimeoutError as error:

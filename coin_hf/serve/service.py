@@ -11,6 +11,7 @@ import coin_hf
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.betas import rows_of
 from coin_hf.errors import InputError
+from coin_hf.experts.text_preprocessing import TextPreprocessing
 from coin_hf.hub.layout import coded_folder
 from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
@@ -72,7 +73,7 @@ def open_target(repo: str, settings: ServeSettings, revision: str | None = None)
         result=ensemble.result,
         labels=tuple(labels),
         rows=tuple(rows),
-        task="image-classification",
+        task=ensemble.coin.task or "image-classification",
         prepare=ensemble.preprocess if here else None,
         ensemble=ensemble if here else None,
     )
@@ -126,11 +127,8 @@ class Service:
     def ready(self) -> bool:
         """Whether every expert can be answered for: it is up, or can be decoded."""
         up = {i for i, breaker in enumerate(self.router.state.breakers) if not breaker.open}
-        coded = range(len(self.router.state.coded))
-        return all(
-            i in up or self.router.state.decoder.suffices(i, up, coded)
-            for i in range(len(self.names))
-        )
+        decoder, coded = self.router.state.decoder, range(len(self.router.state.coded))
+        return all(i in up or decoder.suffices(i, up, coded) for i in range(len(self.names)))
 
     def info(self) -> dict[str, Any]:
         """Describe what is served, as plain data."""
@@ -233,14 +231,17 @@ def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], li
     ensemble = target.ensemble
     if ensemble is None or ensemble.experts is None:
         raise InputError("the networks are not loaded: open the target for the backend `local`")
-    most = settings.batch.most
+    most, preprocessing = settings.batch.most, ensemble.coded.preprocessing
+    padded = preprocessing.padded if isinstance(preprocessing, TextPreprocessing) else None
     return (
         [
-            LocalNetwork(expert.name, expert.model, order=expert.class_order, most=most)
+            LocalNetwork(
+                expert.name, expert.model, order=expert.class_order, most=most, padded=padded
+            )
             for expert in ensemble.experts
         ],
         [
-            LocalNetwork(name, each.model, most=most)
+            LocalNetwork(name, each.model, most=most, padded=padded)
             for name, each in zip(coded, ensemble.coded_models, strict=True)
         ],
     )

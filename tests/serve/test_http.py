@@ -19,6 +19,7 @@ import torch
 from builders import digits, make_world
 from PIL.Image import new
 from serving import Server, ask, get, plain_servers, post, serving
+from text_builders import make_text_world
 
 from coin_hf import CodedEnsemble, Recipe, encode
 
@@ -214,6 +215,46 @@ def test_networks_behind_other_servers(coded: Path) -> None:
             assert get(f"{running.url}/ready")[0] == 200  # it is still answered for
             servers["coded"].process.kill()
             assert ask(url, text(IMAGES[0]))[0] in (429, 503)
+
+
+TEXT_CLIENT = """
+import json, sys
+from huggingface_hub import InferenceClient
+found = InferenceClient(model=sys.argv[1]).text_classification(sys.argv[2])
+print(json.dumps([(each.label, each.score) for each in found]))
+"""
+
+
+def test_texts_are_served(tmp_path: Path) -> None:
+    ensemble = encode(Recipe.from_yaml(make_text_world(tmp_path)))
+    ensemble.save_pretrained(tmp_path / "coded")
+    said = ["the film was bright", "the meal was cold and the room was gloomy and the day was dull"]
+    loaded = CodedEnsemble.from_pretrained(tmp_path / "coded", experts=True)
+    missing = loaded.names[0]
+    labels = loaded.label_names[0] or ()
+    decoded = loaded(loaded.preprocess(said), missing=[missing])[0]
+    with serving(str(tmp_path / "coded")) as running:
+        url = f"{running.url}/models/{missing}"
+        raw = {"function_to_apply": "none", "decoded": "only"}
+        for k, each in enumerate(said):
+            status, answer, headers = ask(url, each, **raw)
+            assert (status, headers["x-coin-answer"]) == (200, "decoded")
+            scores = {element["label"]: element["score"] for element in answer[0]}
+            found = torch.tensor([scores[label] for label in labels])
+            torch.testing.assert_close(found, decoded[k], rtol=0, atol=1e-5)
+        with ThreadPoolExecutor(8) as pool:  # texts of several lengths in one batch
+            answers = list(pool.map(lambda k: ask(url, said[k % 2], **raw)[1], range(16)))
+        for k, answer in enumerate(answers):
+            scores = {element["label"]: element["score"] for element in answer[0]}
+            found = torch.tensor([scores[label] for label in labels])
+            torch.testing.assert_close(found, decoded[k % 2], rtol=0, atol=1e-5)
+        ran = subprocess.run(
+            [sys.executable, "-c", TEXT_CLIENT, url, said[0]],
+            env={**os.environ, "HF_HUB_OFFLINE": "0"}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert sum(score for _, score in json.loads(ran.stdout)) == pytest.approx(1)
+        assert post(url, b"some text")[0] == 400
+        assert "one string" in ask(url, ["a", "b"])[1]["error"]  # type: ignore[arg-type]
 
 
 def test_settings_are_checked(coded: Path) -> None:

@@ -1,0 +1,122 @@
+"""One query to one expert: ask, wait, hedge; the first complete answer wins."""
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from coin_hf.serve.events import Reply
+from coin_hf.serve.network import Overloaded, Refused, Unanswered
+from coin_hf.serve.race import Key, Race
+from coin_hf.serve.state import State
+
+Decoded = Literal["allow", "refuse", "only"]
+
+
+class Query:
+    """One query to one expert."""
+
+    def __init__(self, state: State, expert: int, x: Any) -> None:
+        self.state, self.expert = state, expert
+        self.race = Race(state.networks, state.usage, x, state.observer)
+        self.began = state.now()
+        self.own = Key("expert", expert)
+        self.answer: Tensor | None = None
+        """The decoded answer, where that was given."""
+
+    async def run(self, decoded: Decoded) -> Reply:
+        """Ask, wait, hedge; the first complete answer wins."""
+        state, breaker = self.state, self.state.breakers[self.expert]
+        if decoded == "only":
+            return await self.computed("asked")
+        if decoded == "allow" and breaker.open and not breaker.probe():
+            if not self.room():
+                raise Overloaded(
+                    f"'{self.name}' is down, and its answer takes the other networks, which are "
+                    "in use: try again"
+                )
+            return await self.computed("down")
+        self.race.start(*self.own)
+        while True:
+            wait = state.deadlines[self.expert].seconds if decoded == "allow" else None
+            if await self.race.step(wait):
+                break
+            reason = self.suppressed()
+            if reason is None:
+                return await self.computed("late")
+            state.observer.suppressed(self.name, reason)
+        if self.own in self.race.arrived:
+            return self.direct()
+        breaker.missed()
+        if decoded == "refuse":
+            raise Refused(f"'{self.name}' fails, and a decoded answer is refused")
+        return await self.computed("failed")
+
+    @property
+    def name(self) -> str:
+        """The expert's name."""
+        return self.state.experts[self.expert].name
+
+    def helpers(self) -> list[Key]:
+        """The networks whose answers an expert's is computed from, but for itself."""
+        others = [Key("expert", j) for j in self.state.decoder.helpers(self.expert)]
+        return [*others, *(Key("coded", c) for c in self.state.decoder.parities(self.expert))]
+
+    def suppressed(self) -> Literal["busy", "tokens"] | None:
+        """Say what keeps a late answer from being computed."""
+        if any(self.state.networks[key].waiting for key in self.helpers()):
+            return "busy"
+        return None if self.state.tokens.take() else "tokens"
+
+    def room(self) -> bool:
+        """Say whether the helpers have time for the queries of an expert that is down."""
+        limit = self.state.settings.breaker.shed
+        return all(self.state.usage[key].share <= limit for key in self.helpers())
+
+    async def computed(self, reason: str) -> Reply:
+        """Ask the helpers; return the first complete answer, the expert's own included."""
+        state, race = self.state, self.race
+        if not state.coded:
+            raise Unanswered(f"'{self.name}' has no answer, and there is no coded model")
+        state.observer.hedged(self.name, reason)
+        for key in self.helpers():
+            race.start(*key)
+        while True:
+            if self.own in race.arrived:
+                return self.direct()
+            others = {j for j in race.of("expert") if j != self.expert}
+            if state.decoder.suffices(self.expert, others, race.of("coded")):
+                self.answer = state.decoded(race, self.expert)
+                if self.own in race.pending:
+                    state.breakers[self.expert].missed()
+                return state.reply(race, self.expert, "decoded", self.began)
+            if not race.pending:
+                names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
+                raise Unanswered(f"'{self.name}' has no answer: {names} failed")
+            if self.own in await race.step(None) and self.own in race.failed:
+                state.breakers[self.expert].missed()
+
+    def direct(self) -> Reply:
+        """Return the expert's own answer, and learn from it."""
+        state, race = self.state, self.race
+        state.deadlines[self.expert].observe(state.now() - self.began)
+        state.breakers[self.expert].answered()
+        state.tokens.give()
+        others = {j for j in race.of("expert") if j != self.expert}
+        if state.decoder.suffices(self.expert, others, race.of("coded")):
+            other = state.decoded(race, self.expert)
+            own = race.arrived[self.own]
+            state.observer.agreed(self.name, bool(own.argmax() == other.argmax()))
+        for key in race.arrived.keys() - {self.own}:
+            state.observer.wasted(race.name(key))
+        return state.reply(race, self.expert, "direct", self.began)
+
+    def leave(self) -> None:
+        """End what nobody waits for, but let an expert that cannot be stopped come to its end."""
+        state = self.state
+        keeps = self.answer is not None and not state.experts[self.expert].stops
+        pending = self.own in self.race.pending
+        kept = self.race.leave(self.own if keeps else None)
+        if kept is not None and self.answer is not None:
+            state.follow(kept, self.expert, self.answer, self.began)
+        elif pending and self.answer is not None:
+            state.deadlines[self.expert].observe(state.now() - self.began)

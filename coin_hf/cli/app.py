@@ -66,6 +66,7 @@ COMMANDS = (
     codes.design,
     codes.tune_betas,
     serving.serve,
+    serving.load,
     serving.simulate,
     models.schema,
 )

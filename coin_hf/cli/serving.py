@@ -66,3 +66,56 @@ def simulate(
         draw(scenario, outcomes, figure)
         say(f"saved to {figure}")
     print(plain_json([asdict(each) for each in outcomes]) if as_json else table(outcomes))
+
+
+def load(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server's address.")],
+    rate: Annotated[float, typer.Option(min=1e-3, max=1e4, help="Queries a second.")] = 10.0,
+    requests: Annotated[int, typer.Option(min=1, max=10**6, help="Number of queries.")] = 200,
+    expert: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Experts to ask; by default all.")
+    ] = [],  # noqa: B006
+    file: Annotated[list[Path], typer.Option(metavar="FILE", help="Images to send by turns.")] = [],  # noqa: B006
+    text: Annotated[list[str], typer.Option(help="Texts to send by turns.")] = [],  # noqa: B006
+    kill: Annotated[
+        int | None, typer.Option(metavar="PID", help="End this process halfway, by SIGKILL.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the times.")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the latencies to a PNG or SVG file.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put load on a server: queries at random times, whatever the answers take."""
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    try:
+        from coin_hf.serve.load import draw, put_load
+    except ImportError as error:
+        raise InputError(NEEDED.format(error.name)) from error
+    if bool(file) == bool(text):
+        raise InputError("say what to send: --file IMAGE or --text TEXT, once for each")
+    try:
+        bodies = [path.read_bytes() for path in file]
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    kind = "application/octet-stream" if file else "application/json"
+    bodies += [json.dumps({"inputs": each}).encode() for each in text]
+    report = asyncio.run(
+        put_load(
+            url.rstrip("/"),
+            bodies,
+            kind,
+            rate=rate,
+            requests=requests,
+            experts=expert,
+            seed=seed,
+            kill=kill,
+        )
+    )
+    if figure is not None:
+        draw(report, figure)
+        say(f"saved to {figure}")
+    print(plain_json([asdict(each) for each in report.asked]) if as_json else report.table())

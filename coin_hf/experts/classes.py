@@ -73,6 +73,8 @@ def in_common_rows(experts: Sequence[Expert], classes: Classes | None = None) ->
     """
     if classes is None:
         classes = "position" if _by_position(experts) else "name"
+        if classes == "position":
+            _tell_of_joined(experts)
     if classes == "position":
         return list(experts)
     if classes == "separate":
@@ -180,6 +182,24 @@ def _names(expert: Expert) -> Sequence[str]:
             "`classes: separate`"
         )
     return expert.label_names
+
+
+def _tell_of_joined(experts: Sequence[Expert]) -> None:
+    """Warn that classes of different names share a row."""
+    named = [expert.label_names for expert in experts if expert.label_names is not None]
+    joined = [
+        JOINED.join(dict.fromkeys(column))
+        for column in zip(*named, strict=True)
+        if len({folded(name) for name in column}) > 1
+    ]
+    if joined:
+        more = f" and {len(joined) - SHOWN} more" if len(joined) > SHOWN else ""
+        warnings.warn(
+            f"the experts give classes of one number different names ({', '.join(joined[:SHOWN])}"
+            f"{more}), which share a row: `classes: name` gives each its own, which codes better "
+            "with heads of their own",
+            stacklevel=4,
+        )
 
 
 def _tell(experts: Sequence[Expert], rows: Sequence[Sequence[int]], count: int) -> None:

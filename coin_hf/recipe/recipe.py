@@ -1,6 +1,5 @@
 """The recipe: everything that determines a coded model, validated and frozen."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import Field, StrictInt, ValidationError, model_validator
 
-from coin_hf.erasure.betas import check_betas, normalised, rows_of, written
+from coin_hf.erasure.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError, shown
 from coin_hf.recipe.blocks import (
     AugmentBlock,
@@ -30,6 +29,7 @@ from coin_hf.recipe.blocks import (
     Weights,
     shape_of,
 )
+from coin_hf.recipe.coding_weights import without_rounding
 from coin_hf.recipe.compare_blocks import CompareBlock, Contender
 from coin_hf.recipe.messages import did_you_mean, sentences
 from coin_hf.recipe.yaml_file import apply_override, read_yaml
@@ -112,7 +112,7 @@ class Recipe(Block):
             raise ValueError(
                 f"'coded' asks for {coded} coded models, but 'betas' has {rows} rows: leave one out"
             )
-        return {**rest, "betas": _without_rounding(betas)}
+        return {**rest, "betas": without_rounding(betas)}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -290,21 +290,3 @@ class Recipe(Block):
     def dump(self) -> dict[str, Any]:
         """Return the recipe as plain data, defaults included, absent values left out."""
         return self.model_dump(mode="json")
-
-
-def _without_rounding(betas: Any) -> Any:
-    """Normalise betas that sum to 1 but for rounding, with a warning; leave all others."""
-    rows = betas if shape_of(betas) == "rows" else [betas]
-    try:
-        if any(isinstance(beta, bool) for row in rows for beta in row):
-            return betas
-        exact = normalised(betas)
-    except (TypeError, ValueError, OverflowError):  # said where their form is checked
-        return betas
-    if exact is None:
-        return betas
-    warnings.warn(
-        f"betas {list(betas)} sum to 1 but for rounding, and are divided by their sums: {exact}",
-        stacklevel=8,
-    )
-    return exact

@@ -133,8 +133,10 @@ def test_labels_are_matched_by_name(tmp_path: Path) -> None:
 
 
 def test_positions_count_where_no_name_contradicts(tmp_path: Path) -> None:
-    assert rows(named(tmp_path / "a", "abc", "def")) == [None, None]
-    assert rows(named(tmp_path / "b", "abc", "abd")) == [None, None]
+    with pytest.warns(UserWarning, match=r"different names \(a / d, b / e, c / f\), which share"):
+        assert rows(named(tmp_path / "a", "abc", "def")) == [None, None]
+    with pytest.warns(UserWarning, match=r"different names \(c / d\).*`classes: name` gives each"):
+        assert rows(named(tmp_path / "b", "abc", "abd")) == [None, None]
     assert rows(named(tmp_path / "c", None, "abc", size=3)) == [None, None]
     assert rows(named(tmp_path / "d", None, None, size=3)) == [None, None]
     with pytest.warns(UserWarning, match=r"'e0' has 3 \(1 alone\), 'e1' has 3 \(1 alone\).* 4 of"):

@@ -189,6 +189,57 @@ def test_too_many_requests_are_refused(coded: Path) -> None:
     assert all(headers["retry-after"] == "1" for headers in refused)
 
 
+def load(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "coin_hf", "load", *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_load_is_put_on_a_server(server: Server, tmp_path: Path) -> None:
+    file, figure = tmp_path / "digit.png", tmp_path / "load.png"
+    file.write_bytes(IMAGES[0])
+    options = ["--rate", "50", "--requests", "60", "--file", str(file)]
+    ran = load(server.url, *options, "--figure", str(figure))
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"^all answers +60 ", ran.stdout, re.M)
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    ran = load(server.url, *options, "--json", "--expert", "low", "--expert", "nobody")
+    asked = json.loads(ran.stdout)
+    assert [each["expert"] for each in asked] == ["low", "nobody"] * 30
+    assert {each["status"] for each in asked if each["expert"] == "nobody"} == {404}
+    times = [each["at"] for each in asked]
+    assert times == sorted(times)
+    assert 0.5 < times[-1] < 3  # 60 at 50 a second
+    for said, sentence in (
+        ([server.url], "say what to send"),
+        ([server.url, "--file", str(tmp_path / "none.png")], "cannot be read"),
+        (["http://127.0.0.1:9", *options], "does not answer as `coin-hf serve` does"),
+        ([server.url, *options, "--kill", "999999999"], "cannot be ended"),
+    ):
+        ran = load(*said)
+        assert ran.returncode == 2
+        assert sentence in ran.stderr
+
+
+def test_a_network_is_killed_under_load(coded: Path, tmp_path: Path) -> None:
+    folders = {"low": coded.parent / "low", "high": coded.parent / "high", "coded": coded}
+    file = tmp_path / "digit.png"
+    file.write_bytes(IMAGES[0])
+    with plain_servers(folders) as servers:
+        urls = [f"urls.{name}={each.url}" for name, each in servers.items()]
+        options = [part for said in urls for part in ("-o", said)]
+        with serving(str(coded), "--backend", "remote", *options) as running:
+            ask(f"{running.url}/models/low", text(IMAGES[0]))
+            victim = str(servers["high"].process.pid)
+            ran = load(running.url, "--rate", "8", "--requests", "80", "--file", str(file),
+                       "--kill", victim, "--json")  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+    asked = json.loads(ran.stdout)
+    assert [each["status"] for each in asked] == [200] * 80
+    late = asked[45:]
+    assert {each["answer"] for each in late if each["expert"] == "high"} == {"decoded"}
+    assert {each["answer"] for each in late if each["expert"] == "low"} == {"direct"}
+
+
 def test_networks_behind_other_servers(coded: Path) -> None:
     folders = {"low": coded.parent / "low", "high": coded.parent / "high", "coded": coded}
     with plain_servers(folders) as servers:

@@ -410,7 +410,15 @@ def _load_experts(
             raise InputError(f"expected the places of {len(where)} experts, got {len(places)}")
         where = [(place, None) for place in places]
     loaded = [
-        load_expert(place, revision=revision, library=e.library, device=device, name=e.name)
+        load_expert(
+            place,
+            revision=revision,
+            library=e.library,
+            device=device,
+            name=e.name,
+            base=e.base if revision else None,  # of an expert that lies elsewhere now, its own
+            base_revision=e.base_revision if revision else None,
+        )
         for (place, revision), e in zip(where, coin.experts, strict=True)
     ]
     return [

@@ -39,6 +39,8 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
                 library=block.library,
                 device=run.device,
                 name=block.label,
+                base=block.base,
+                base_revision=block.base_revision,
             )
             for block in recipe.experts
         ]

@@ -50,6 +50,16 @@ class Built:
     label_names: tuple[str, ...] | None
 
 
+@dataclass(frozen=True)
+class Base:
+    """The base of an adapter."""
+
+    model: str
+    """Hub id or folder."""
+    revision: str
+    """Commit SHA, or `sha256:...` of the folder."""
+
+
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read an expert's config.json.
 
@@ -71,12 +81,13 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"expert '{name}' holds {held}") from error
 
 
-def check_weights(folder: Path, name: str) -> Bounded:
+def check_weights(folder: Path, name: str, pattern: str = "model*.safetensors") -> Bounded:
     """Refuse a folder without readable safetensors, before any library opens it.
 
     Args:
         folder: The checkpoint.
         name: The expert's name, for messages.
+        pattern: Which of its files hold the weights.
 
     Returns:
         Bounds for the network that these weights are loaded into.
@@ -84,7 +95,7 @@ def check_weights(folder: Path, name: str) -> Bounded:
     Raises:
         InputError: If it holds no safetensors, or one is damaged.
     """
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob(pattern))
     if not files:
         if other := _other(folder):
             raise InputError(f"expert '{name}' holds no safetensors, but {other}")
@@ -178,8 +189,9 @@ def known_channels(channels: int, name: str) -> int:
     return channels
 
 
-PREFIXES = ("_orig_mod.", "module.", "model.")
-"""What `torch.compile`, DistributedDataParallel and training frameworks put before every name."""
+PREFIXES = ("_orig_mod.", "module.", "model.", "timm_model.")
+"""What `torch.compile`, DistributedDataParallel, training frameworks and transformers' wrapper of timm
+put before every name."""
 SHOWN = 10
 """Names listed in a message."""
 

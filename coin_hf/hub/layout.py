@@ -13,11 +13,15 @@ FIGURE = "nda.png"
 FISHERS = "fisher"
 """The folder of the experts' Fishers in a coded repository."""
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a PEFT adapter."""
 CHECKPOINT_FILES = [
     "config.json",
     "preprocessor_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     "README.md",
 ]
 """Files read from an expert's repository; no others are downloaded."""

@@ -73,6 +73,11 @@ class ExpertBlock(Block):
     """Short name in tables and cards; by default the last part of `model`."""
     library: Library = "auto"
     """Which library builds the network; `auto` reads it from `config.json`."""
+    base: str | None = None
+    """Hub id or folder of the network that `model` is a PEFT adapter of; by default the one that
+    the adapter names."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base, or `sha256:...` of a folder; pinned when run."""
 
     @property
     def label(self) -> str:

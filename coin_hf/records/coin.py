@@ -66,6 +66,22 @@ class ExpertRecord(Record):
     library: Literal["timm", "transformers"]
     class_order: ClassOrder | None = None
     """The order of its classes, if its rows are permuted to the other experts'."""
+    base: str | None = None
+    """Hub id or folder of its base, if it is a PEFT adapter."""
+    base_revision: str | None = None
+    """The base's commit SHA, or `sha256:...` of the folder."""
+
+    def moved(self, change: Callable[[str], str]) -> Self:
+        """Change the locations of the expert and of its base.
+
+        Args:
+            change: Old location -> new location.
+
+        Returns:
+            The changed record.
+        """
+        places = {"model": self.model, "base": self.base}
+        return self.model_copy(update={k: change(v) for k, v in places.items() if v is not None})
 
 
 class DrawnSamples(SamplesBlock):
@@ -116,7 +132,7 @@ class Settings(Record):
             The changed record.
         """
         moved: dict[str, Any] = {
-            "experts": [e.model_copy(update={"model": change(e.model)}) for e in self.experts],
+            "experts": [expert.moved(change) for expert in self.experts],
             "datasets": {
                 key: block.model_copy(update={"path": change(block.path)})
                 for key, block in self.datasets.items()

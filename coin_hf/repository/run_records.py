@@ -50,6 +50,8 @@ def coin_record(
         entry |= {"library": expert.library}
         if expert.class_order is not None:
             entry |= {"class_order": expert.class_order.dump()}
+        if expert.base is not None:
+            entry |= {"base": expert.base.model, "base_revision": expert.base.revision}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return CoinRecord.model_validate(

@@ -21,6 +21,7 @@ from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored, save_coded
 from coin_hf.experts.expert import Expert, load_expert, read_expert
 from coin_hf.experts.heads import columns, reorder
+from coin_hf.experts.one_dtype import cast_expert, floating_dtype
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
 from coin_hf.networks.inputs import Inputs, cast
@@ -390,6 +391,8 @@ class CodedEnsemble:
         loaded = None
         if experts is not False:
             loaded = _load_experts(coin, experts, device)
+            for expert in loaded:  # as they were coded
+                cast_expert(expert, floating_dtype(coded[0]))
         check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)
 

@@ -12,6 +12,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import in_one_order
+from coin_hf.experts.one_dtype import in_one_dtype
 from coin_hf.experts.trial import check_runs, makes_one_shape
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
@@ -44,6 +45,7 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
             )
             for block in recipe.experts
         ]
+    in_one_dtype(loaded, recipe.dtype)
     for expert in loaded:
         check_runs(expert)
     experts = in_one_order(loaded)

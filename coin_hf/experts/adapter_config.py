@@ -1,4 +1,4 @@
-"""Read a PEFT adapter's configuration: by an allow-list, since a repository is a stranger's data."""
+"""Read a PEFT adapter's configuration by an allow-list: a repository is a stranger's data."""
 
 import dataclasses
 import re

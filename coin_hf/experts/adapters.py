@@ -32,7 +32,7 @@ from coin_hf.experts.preprocessing import transformers_preprocessing
 from coin_hf.experts.timm_models import check_config
 from coin_hf.experts.transformers_models import check_supported, described, quiet, stored_dtype
 from coin_hf.hub.client import local_folder, pin
-from coin_hf.hub.layout import ADAPTER_WEIGHTS
+from coin_hf.hub.layout import ADAPTER_WEIGHTS, PROCESSOR
 from coin_hf.networks.building import Bounded
 
 PREFIX = "base_model.model."
@@ -135,7 +135,7 @@ def auto_class(task: str | None) -> tuple[Any, str]:
 
 def _described(model: Any, folder: Path, base: Path, name: str) -> Built:
     """Describe a merged network, with the preprocessing of the adapter, else of its base."""
-    place = next((f for f in (folder, base) if (f / "preprocessor_config.json").is_file()), base)
+    place = next((f for f in (folder, base) if (f / PROCESSOR).is_file()), base)
     channels = known_channels(int(getattr(model.config, "num_channels", 3)), name)
     return described(model, transformers_preprocessing(place, name, channels))
 

@@ -190,8 +190,8 @@ def known_channels(channels: int, name: str) -> int:
 
 
 PREFIXES = ("_orig_mod.", "module.", "model.", "timm_model.")
-"""What `torch.compile`, DistributedDataParallel, training frameworks and transformers' wrapper of timm
-put before every name."""
+"""What `torch.compile`, DistributedDataParallel, training frameworks and transformers' wrapper of
+timm's networks put before every name."""
 SHOWN = 10
 """Names listed in a message."""
 

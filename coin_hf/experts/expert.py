@@ -25,7 +25,7 @@ from coin_hf.experts.checkpoint import (
 from coin_hf.experts.merged_config import names_in, nested, timm_config
 from coin_hf.experts.preprocessing import Preprocessing, processor_preprocessing
 from coin_hf.hub.client import fetch, pin
-from coin_hf.hub.layout import CHECKPOINT_FILES
+from coin_hf.hub.layout import CHECKPOINT_FILES, PROCESSOR
 from coin_hf.recipe.blocks import Library
 from coin_hf.records.coin import ClassOrder
 
@@ -279,7 +279,8 @@ def read_expert(
         InputError: As `load_expert`.
     """
     config = nested(read_config(folder, name))
-    if library == "auto":
+    if library == "auto" or ("architecture" in config and not (folder / PROCESSOR).is_file()):
+        # transformers' wrapper of timm's networks feeds them by timm's own transform
         library = "timm" if "architecture" in config else "transformers"
     bounds = check_weights(folder, name)
     build = timm_models.build_timm if library == "timm" else transformers_models.build_transformers

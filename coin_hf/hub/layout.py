@@ -15,9 +15,11 @@ FISHERS = "fisher"
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a PEFT adapter."""
+PROCESSOR = "preprocessor_config.json"
+"""The file of a transformers image processor."""
 CHECKPOINT_FILES = [
     "config.json",
-    "preprocessor_config.json",
+    PROCESSOR,
     "model*.safetensors",
     "model.safetensors.index.json",
     ADAPTER_CONFIG,

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 Library = Literal["auto", "timm", "transformers"]
 Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
 Step = Literal["layerwise", "head"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def _number(value: Any) -> Any:

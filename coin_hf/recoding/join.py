@@ -17,6 +17,7 @@ from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
 from coin_hf.experts.heads import in_one_order
+from coin_hf.experts.one_dtype import cast_expert, floating_dtype
 from coin_hf.experts.trial import check_runs
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import FISHERS
@@ -92,6 +93,7 @@ def join(
     coded = read_expert(
         folder, repo="", revision="", library="auto", device=None, name="coded model"
     )
+    cast_expert(expert, floating_dtype(coded))
     check_runs(expert)
     expert = in_one_order([coded, expert])[1]
     check_alignment([coded, expert])

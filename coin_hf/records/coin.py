@@ -13,6 +13,7 @@ from coin_hf.recipe.blocks import (
     Coder,
     DatasetBlock,
     DistillationBlock,
+    DType,
     EvaluationBlock,
     FisherBlock,
     RefineBlock,
@@ -109,6 +110,8 @@ class Settings(Record):
     """Coding weights, shape (N,) or (M, N)."""
     lam: float | None
     """The penalty lambda of COIN; None for other coders."""
+    dtype: DType | None = None
+    """The dtype that the recipe asks for, if any."""
     task_arithmetic: TaskArithmeticBlock | None = None
     regmean: RegMeanBlock | None = None
     distillation: DistillationBlock | None = None
@@ -184,8 +187,8 @@ class CoinRecord(Settings):
             InputError: If the record is not a valid recipe.
         """
         said = self.dump()
-        keys = ("coder", "betas", "lam", *SETTINGS, *REFINING, "experts", "datasets", "samples",
-                "fisher", "evaluation")  # fmt: skip
+        keys = ("coder", "betas", "lam", "dtype", *SETTINGS, *REFINING, "experts", "datasets",
+                "samples", "fisher", "evaluation")  # fmt: skip
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")
         for expert in data["experts"]:

@@ -61,6 +61,7 @@ def coin_record(
             "coder": recipe.coder,
             "betas": said["betas"],
             "lam": said["lam"] if recipe.coder == "coin" else None,
+            "dtype": recipe.dtype,
             **({recipe.coder: said[recipe.coder]} if recipe.coder in SETTINGS else {}),
             **recorded_steps(recipe),
             "experts": said["experts"],
@@ -114,8 +115,8 @@ def result_record(
     """
     said = coin.dump()
     count = sum(len(rows) for rows in said["samples"].pop("rows").values())
-    shared = ("format", "library", "coder", "betas", "lam", *SETTINGS, *REFINING, "datasets",
-              "fisher", "evaluation", "calibration")  # fmt: skip
+    shared = ("format", "library", "coder", "betas", "lam", "dtype", *SETTINGS, *REFINING,
+              "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
     return Result.model_validate(
         {
             **{key: said[key] for key in shared if key in said},

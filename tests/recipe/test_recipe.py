@@ -59,8 +59,8 @@ def test_default_betas_are_equal(n: int) -> None:
         ({"lambda": 1}, "unknown key 'lambda', did you mean 'lam'?"),
         (
             {"zzz": 1},
-            "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, coder, lam, "
-            "samples, fisher, task_arithmetic, regmean, distillation, refine, augment, compare, "
+            "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, coder, dtype, "
+            "lam, samples, fisher, task_arithmetic, regmean, distillation, refine, augment, compare, "
             "evaluation, output, hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),

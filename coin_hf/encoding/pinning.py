@@ -2,8 +2,8 @@
 
 from typing import TypeVar
 
+from coin_hf.experts.adapter_base import base_of
 from coin_hf.experts.adapter_config import is_adapter
-from coin_hf.experts.adapters import base_of
 from coin_hf.hub.client import fetch, pin
 from coin_hf.hub.layout import ADAPTER_CONFIG
 from coin_hf.recipe import Recipe

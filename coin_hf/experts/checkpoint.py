@@ -50,16 +50,6 @@ class Built:
     label_names: tuple[str, ...] | None
 
 
-@dataclass(frozen=True)
-class Base:
-    """The base of an adapter."""
-
-    model: str
-    """Hub id or folder."""
-    revision: str
-    """Commit SHA, or `sha256:...` of the folder."""
-
-
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read an expert's config.json.
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts import timm_models, transformers_models
+from coin_hf.experts.adapter_base import Base, base_of
 from coin_hf.experts.adapter_config import is_adapter
-from coin_hf.experts.adapters import base_of, build_adapter
+from coin_hf.experts.adapters import build_adapter
 from coin_hf.experts.checkpoint import (
-    Base,
     Built,
     check_weights,
     function_of,

@@ -260,14 +260,14 @@ class TestStrangers:
         self, adapter: Path, tmp_path: Path, monkeypatch: Any, refused: Any, place: str
     ) -> None:
         """What was downloaded may name a Hub id alone."""
-        monkeypatch.setattr("coin_hf.experts.adapters.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("coin_hf.experts.adapter_base.HF_HUB_CACHE", str(tmp_path))
         sentence = refused(change(adapter, base_model_name_or_path=place))
         assert "is an adapter from the Hub whose base is the folder" in sentence
 
     def test_a_hub_id_that_is_a_folder_here(
         self, base: Path, adapter: Path, tmp_path: Path, monkeypatch: Any, refused: Any
     ) -> None:
-        monkeypatch.setattr("coin_hf.experts.adapters.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("coin_hf.experts.adapter_base.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.chdir(tmp_path)
         sentence = refused(change(adapter, base_model_name_or_path="base"))
         assert "is an adapter from the Hub whose base is the folder" in sentence

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from coin_hf.experts.adapter_base import base_of
 from coin_hf.experts.adapter_config import is_adapter
-from coin_hf.hub.client import fetch, pin
+from coin_hf.hub.client import fetch_file, pin
 from coin_hf.hub.layout import ADAPTER_CONFIG
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import Contender, ExpertBlock, TaskArithmeticBlock
@@ -73,9 +73,9 @@ def _pinned_expert(block: ExpertBlock) -> ExpertBlock:
     """Pin an expert and, if it is an adapter, its base."""
     revision = pin(block.model, block.revision)
     changes = {"revision": revision, "name": block.label}
-    folder = fetch(block.model, revision, [ADAPTER_CONFIG])
-    if is_adapter(folder):
-        base = base_of(folder, block.model, block.label, block.base, block.base_revision)
+    config = fetch_file(block.model, revision, ADAPTER_CONFIG)
+    if config is not None and is_adapter(config.parent):
+        base = base_of(config.parent, block.model, block.label, block.base, block.base_revision)
         changes |= {"base": base.model, "base_revision": base.revision}
     return block.model_copy(update=changes)
 

@@ -63,7 +63,7 @@ def read_adapter_config(folder: Path, name: str) -> dict[str, Any]:
         folder / ADAPTER_CONFIG, f"expert '{name}': {ADAPTER_CONFIG}", "download it again"
     )
     kind = said.get("peft_type")
-    if kind not in KEPT:
+    if not isinstance(kind, str) or kind not in KEPT:
         raise InputError(
             f"expert '{name}' is an adapter of the kind {shown(kind)}, which coin-hf does not "
             f"merge: give one of {', '.join(KEPT)}, {MERGE}"
@@ -179,7 +179,7 @@ def _check_patterns(said: dict[str, Any], name: str) -> None:
     for key in ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern",
                 "rank_pattern", "alpha_pattern"):  # fmt: skip
         value = said.get(key)
-        for pattern in [value] if isinstance(value, str) else list(value or ()):
+        for pattern in list(value) if isinstance(value, list | dict) else [value or ""]:
             if not isinstance(pattern, str):
                 raise InputError(
                     f"expert '{name}': `{key}` in {ADAPTER_CONFIG} must hold text, got "

@@ -125,13 +125,9 @@ def _labelled(
         )
     count = counts.pop() if counts else own
     given = read_config(folder, name) if (folder / "config.json").is_file() else {}
-    names = (
-        names_in(given, "transformers", count)
-        if len(given.get("id2label") or ()) == count
-        else None
-    )
+    names = _names(given, count)
     if names is None:
-        names = names_in(config, "transformers", count) if count == own else None
+        names = _names(config, count)
         if count != own or names is not None:
             what = "those of its base" if names is not None else "known by number alone"
             warnings.warn(
@@ -144,6 +140,13 @@ def _labelled(
         told.id2label = dict(enumerate(names))
         told.label2id = {label: number for number, label in enumerate(names)}
     return told
+
+
+def _names(config: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
+    """Return the class names in a config.json, if there are as many as classes."""
+    labels = config.get("id2label")
+    fits = isinstance(labels, dict) and len(labels) == count
+    return names_in(config, "transformers", count) if fits else None
 
 
 def _head(config: Any, auto: Any, bounds: Bounded) -> dict[str, int]:

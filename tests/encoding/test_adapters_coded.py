@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from builders import digits, fit_classifier, recipe_dict, save_timm, save_transformers, timm_model
-from peft import LoraConfig, get_peft_model
+from builders import (
+    digits,
+    fit_classifier,
+    recipe_dict,
+    save_adapter,
+    save_timm,
+    save_transformers,
+    timm_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageClassification
@@ -19,25 +26,14 @@ from coin_hf.experts.expert import load_expert
 from coin_hf.hub.hashes import folder_revision
 from coin_hf.pipeline import evaluate
 from coin_hf.recoding.recode import Newcomer, recode
+from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.card import model_card
+from coin_hf.repository.paths import inside
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*without names for its"),
 ]
-
-
-def save_adapter(base: Path, folder: Path, seed: int) -> None:
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj", "query", "value"], modules_to_save=["classifier"]
-    )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        adapted = get_peft_model(AutoModelForImageClassification.from_pretrained(base), config)
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape)
-    adapted.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -133,7 +129,14 @@ class TestAdapters:
         assert not (adapters / "coded").exists()
 
     def test_the_card_names_both_on_the_hub(self, adapters: Path) -> None:
-        said = encode(made(adapters)).result.dump()
+        ensemble = encode(made(adapters))
+        said = ensemble.coin.dump()
+        for expert in said["experts"]:
+            expert |= {"model": "me/low", "base": "/models/base"}
+        said["datasets"] = {key: {"path": "me/digits"} for key in said["datasets"]}
+        with pytest.raises(InputError, match="names the folder '/models/base' of this machine"):
+            CoinRecord.of(said).moved(inside(adapters, "me/coded"))
+        said = ensemble.result.dump()
         for expert in said["experts"]:
             expert |= {"model": f"me/{expert['name']}", "base": "google/base"}
         assert model_card(said, "me/coded").data.base_model == ["me/low", "google/base", "me/high"]

@@ -178,6 +178,12 @@ class TestClasses:
         assert expert.label_names == ("ant", "bee", "cat")
         assert expert.model.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
 
+    @pytest.mark.parametrize("labels", [3, ["a"], {"0": "a"}, None])
+    @pytest.mark.filterwarnings(UNNAMED)
+    def test_names_that_are_none(self, adapter: Path, labels: Any) -> None:
+        (adapter / "config.json").write_text(json.dumps({"id2label": labels}))
+        assert load_expert(str(adapter)).label_names is None
+
     def test_names_of_the_base(self, base: Path, adapter: Path) -> None:
         config = json.loads((base / "config.json").read_text())
         names = {str(k): f"class {k}" for k in range(10)}
@@ -279,7 +285,7 @@ class TestStrangers:
         load_expert(str(change(adapter, auto_mapping=mapping, megatron_core="evil_parent")))
         assert "evil_parent" not in sys.modules
 
-    @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "LOHA", "ADALORA", None, 3])
+    @pytest.mark.parametrize("kind", ["PROMPT_TUNING", "LOHA", "ADALORA", None, 3, ["LORA"]])
     def test_other_kinds(self, adapter: Path, refused: Any, kind: Any) -> None:
         sentence = refused(change(adapter, peft_type=kind))
         assert f"is an adapter of the kind {kind!r}, which coin-hf does not merge" in sentence
@@ -325,7 +331,16 @@ class TestStrangers:
         sentence = refused(change(adapter, r=2**31))
         assert "far larger than its weights" in sentence
 
-    @pytest.mark.parametrize("value", [{"r": "a"}, {"r": 0}, {"modules_to_save": 3}])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"r": "a"},
+            {"r": 0},
+            {"modules_to_save": 3},
+            {"rank_pattern": 3},
+            {"target_modules": True},
+        ],
+    )
     def test_nonsense(self, adapter: Path, refused: Any, value: dict[str, Any]) -> None:
         assert refused(change(adapter, **value)).startswith("expert 'adapter'")
 

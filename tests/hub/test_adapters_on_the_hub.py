@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from builders import save_digits, save_transformers
+from builders import save_adapter, save_digits, save_transformers
 from hub_clients import DATA, PUBLISH, SHA, coin_hf, environment, python
 from hub_server import Hub, User, serve
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForImageClassification
 
 pytestmark = [pytest.mark.slow, pytest.mark.hub]
 
@@ -40,15 +37,8 @@ def env(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("makers")
     save_digits(folder / "digits")
     base = save_transformers(folder / "base")
-    config = LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj", "query", "value"], modules_to_save=["classifier"]
-    )
     for seed, name in enumerate(("low", "high", "astray")):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            get_peft_model(
-                AutoModelForImageClassification.from_pretrained(base), config
-            ).save_pretrained(folder / name)
+        save_adapter(base, folder / name, seed)
         file = folder / name / "adapter_config.json"
         said = {**json.loads(file.read_text()), "base_model_name_or_path": "me/base"}
         if name == "astray":

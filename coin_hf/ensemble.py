@@ -17,10 +17,11 @@ from coin_hf.erasure.betas import written
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment
-from coin_hf.experts.classes import with_labels
 from coin_hf.experts.coded_model import as_stored, save_coded
-from coin_hf.experts.expert import Expert, load_expert, read_expert
-from coin_hf.experts.heads import columns, place
+from coin_hf.experts.expert import Expert, read_expert
+from coin_hf.experts.heads import columns
+from coin_hf.experts.one_dtype import floating_dtype
+from coin_hf.experts.recorded import load_recorded
 from coin_hf.experts.text_preprocessing import preprocessed
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
@@ -409,7 +410,7 @@ class CodedEnsemble:
         ]
         loaded = None
         if experts is not False:
-            loaded = _load_experts(coin, experts, coded[0].label_names, device)
+            loaded = _load_experts(coin, experts, coded[0], device)
         check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)
 
@@ -431,28 +432,17 @@ def _own_names(record: ExpertRecord, rows: tuple[str, ...] | None) -> tuple[str,
 def _load_experts(
     coin: CoinRecord,
     places: bool | Sequence[str],
-    names: Sequence[str] | None,
+    coded: Expert,
     device: torch.device | str | None,
 ) -> list[Expert]:
     """Load the experts that coin.json records, from there or from the given locations."""
-    where: list[tuple[str, str | None]] = [(e.model, e.revision) for e in coin.experts]
+    where: list[str | None] = [None] * len(coin.experts)
     if not isinstance(places, bool):
         if len(places) != len(where):
             raise InputError(f"expected the places of {len(where)} experts, got {len(places)}")
-        where = [(place, None) for place in places]
-    loaded = [
-        load_expert(place, revision=revision, library=e.library, device=device, name=e.name)
-        for (place, revision), e in zip(where, coin.experts, strict=True)
-    ]
+        where = list(places)
+    dtype = floating_dtype(coded)
     return [
-        _as_recorded(with_labels(expert, record.labels), record, names)
-        for expert, record in zip(loaded, coin.experts, strict=True)
+        load_recorded(record, coded.label_names, dtype, device=device, where=place)
+        for record, place in zip(coin.experts, where, strict=True)
     ]
-
-
-def _as_recorded(expert: Expert, record: ExpertRecord, names: Sequence[str] | None) -> Expert:
-    """Place an expert's rows where they were coded."""
-    order = record.class_order
-    if order is None:
-        return expert
-    return place(expert, order, None if order.width is None else names)

@@ -160,6 +160,24 @@ def families() -> dict[str, Callable[[], Any]]:
     }
 
 
+def save_adapter(base: Path, folder: Path, seed: int = 0) -> Path:
+    """Write a LoRA adapter of a small ViT, with a classifier of its own, as peft does."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageClassification
+
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj", "query", "value"], modules_to_save=["classifier"]
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(AutoModelForImageClassification.from_pretrained(base), config)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape)
+    adapted.save_pretrained(folder)
+    return folder
+
+
 def digits(rows: slice = slice(None)) -> datasets.Dataset:
     """Real handwritten digits: 8x8 grayscale images and their class."""
     data = load_digits()

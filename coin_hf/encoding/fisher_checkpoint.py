@@ -13,7 +13,7 @@ from coin_hf.repository.atomic import whole_file
 from coin_hf.repository.tensor_files import write_tensors
 from coin_hf.repository.work_folder import claim
 
-DECISIVE = ("experts", "datasets", "samples", "fisher")
+DECISIVE = ("experts", "datasets", "samples", "fisher", "dtype")
 """Recipe keys that the Fishers depend on; others may change before a run resumes."""
 EVERY = 8
 """Chunks between two writes of the partial sums."""
@@ -33,7 +33,11 @@ class FisherCheckpoints:
             InputError: If it holds the work of another recipe, or something else.
         """
         self.folder = folder
-        claim(folder, {key: recipe[key] for key in DECISIVE}, "choose another `output`")
+        claim(
+            folder,
+            {key: recipe[key] for key in DECISIVE if key in recipe},
+            "choose another `output`",
+        )
 
     def fisher(self, expert: int, *, rank: int, world: int) -> "FisherFile":
         """Return the checkpoint of one expert's Fisher in one process.

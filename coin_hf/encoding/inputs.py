@@ -15,6 +15,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.classes import in_common_rows, with_labels
 from coin_hf.experts.expert import Expert, load_expert
+from coin_hf.experts.one_dtype import in_one_dtype
 from coin_hf.experts.trial import check_runs, makes_one_shape
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
@@ -42,9 +43,12 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
                 library=block.library,
                 device=run.device,
                 name=block.label,
+                base=block.base,
+                base_revision=block.base_revision,
             )
             for block in recipe.experts
         ]
+    in_one_dtype(loaded, recipe.dtype)
     for expert in loaded:
         check_runs(expert)
     blocks = zip(loaded, recipe.experts, strict=True)

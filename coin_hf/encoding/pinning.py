@@ -2,9 +2,12 @@
 
 from typing import TypeVar
 
-from coin_hf.hub.client import pin
+from coin_hf.experts.adapter_base import base_of
+from coin_hf.experts.adapter_config import is_adapter
+from coin_hf.hub.client import fetch_file, pin
+from coin_hf.hub.layout import ADAPTER_CONFIG
 from coin_hf.recipe import Recipe
-from coin_hf.recipe.blocks import TaskArithmeticBlock
+from coin_hf.recipe.blocks import ExpertBlock, TaskArithmeticBlock
 from coin_hf.recipe.compare_blocks import Contender
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 
@@ -42,11 +45,7 @@ def pin_experts(recipe: Recipe) -> Recipe:
     Raises:
         InputError: If a repository, revision or folder cannot be found.
     """
-    experts = [
-        block.model_copy(update={"revision": pin(block.model, block.revision), "name": block.label})
-        for block in recipe.experts
-    ]
-    return recipe.model_copy(update={"experts": tuple(experts)})
+    return recipe.model_copy(update={"experts": tuple(map(_pinned_expert, recipe.experts))})
 
 
 def pin_datasets(recipe: AnyRecipe, *, trust_pinned: bool = False) -> AnyRecipe:
@@ -69,6 +68,17 @@ def pin_datasets(recipe: AnyRecipe, *, trust_pinned: bool = False) -> AnyRecipe:
         for key, block in recipe.datasets.items()
     }
     return recipe.model_copy(update={"datasets": datasets})
+
+
+def _pinned_expert(block: ExpertBlock) -> ExpertBlock:
+    """Pin an expert and, if it is an adapter, its base."""
+    revision = pin(block.model, block.revision)
+    changes = {"revision": revision, "name": block.label}
+    config = fetch_file(block.model, revision, ADAPTER_CONFIG)
+    if config is not None and is_adapter(config.parent):
+        base = base_of(config.parent, block.model, block.label, block.base, block.base_revision)
+        changes |= {"base": base.model, "base_revision": base.revision}
+    return block.model_copy(update=changes)
 
 
 def _pinned_foundation(block: Recipe | Contender) -> dict[str, object]:

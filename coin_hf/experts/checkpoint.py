@@ -71,12 +71,13 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"expert '{name}' holds {held}") from error
 
 
-def check_weights(folder: Path, name: str) -> Bounded:
+def check_weights(folder: Path, name: str, pattern: str = "model*.safetensors") -> Bounded:
     """Refuse a folder without readable safetensors, before any library opens it.
 
     Args:
         folder: The checkpoint.
         name: The expert's name, for messages.
+        pattern: Which of its files hold the weights.
 
     Returns:
         Bounds for the network that these weights are loaded into.
@@ -84,7 +85,7 @@ def check_weights(folder: Path, name: str) -> Bounded:
     Raises:
         InputError: If it holds no safetensors, or one is damaged.
     """
-    files = sorted(folder.glob("model*.safetensors"))
+    files = sorted(folder.glob(pattern))
     if not files:
         if other := _other(folder):
             raise InputError(f"expert '{name}' holds no safetensors, but {other}")
@@ -178,8 +179,9 @@ def known_channels(channels: int, name: str) -> int:
     return channels
 
 
-PREFIXES = ("_orig_mod.", "module.", "model.")
-"""What `torch.compile`, DistributedDataParallel and training frameworks put before every name."""
+PREFIXES = ("_orig_mod.", "module.", "model.", "timm_model.")
+"""What `torch.compile`, DistributedDataParallel, training frameworks and transformers' wrapper of
+timm's networks put before every name."""
 SHOWN = 10
 """Names listed in a message."""
 

@@ -1,7 +1,7 @@
 """Load and check experts: fine-tuned networks from the Hub, a folder or memory."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from coin_hf.errors import InputError
 from coin_hf.experts import timm_models, transformers_models
+from coin_hf.experts.adapter_base import Base, base_of
+from coin_hf.experts.adapter_config import is_adapter
+from coin_hf.experts.adapters import build_adapter
 from coin_hf.experts.checkpoint import Built, check_weights, license_of, read_config
 from coin_hf.experts.in_memory import describe_module
 from coin_hf.experts.merged_config import nested
 from coin_hf.experts.text_preprocessing import AnyPreprocessing, TextPreprocessing
 from coin_hf.experts.transformers_models import Task
 from coin_hf.hub.client import fetch, pin
-from coin_hf.hub.layout import CHECKPOINT_FILES
+from coin_hf.hub.layout import CHECKPOINT_FILES, PROCESSOR
 from coin_hf.recipe.blocks import Library
 from coin_hf.records.coin import ClassOrder
 
@@ -48,6 +51,9 @@ class Expert:
     """The rows of its own classes, where they are not those of its own head."""
     labels: tuple[str, ...] | None = None
     """The names of its own classes in its own order, where its rows are placed among others'."""
+
+    base: Base | None = None
+    """What it was merged into, if it is an adapter."""
 
     @property
     def task(self) -> Task:
@@ -193,16 +199,21 @@ def load_expert(
     library: Library = "auto",
     device: torch.device | str | None = None,
     name: str | None = None,
+    base: str | None = None,
+    base_revision: str | None = None,
 ) -> Expert:
     """Load one expert.
 
     Args:
         repo_or_path: Hub id, or folder, of a timm checkpoint (`config.json` with `architecture`
-            and `model.safetensors`) or of a transformers classifier of images or of texts.
+            and `model.safetensors`), of a transformers classifier of images or of texts, or of a
+            PEFT adapter of one (`adapter_config.json` and `adapter_model.safetensors`), merged.
         revision: Branch, tag or commit; None for the newest. It is resolved to a commit.
         library: Library that builds it; `auto` infers it from `config.json`.
         device: Device of the network; by default the CPU.
         name: Its short name in messages; by default the last part of `repo_or_path`.
+        base: Hub id or folder of an adapter's base; by default the one that the adapter names.
+        base_revision: The base's branch, tag or commit, or `sha256:...` of the folder.
 
     Returns:
         The expert, in eval mode.
@@ -215,6 +226,15 @@ def load_expert(
     name = name or Path(repo_or_path).name
     sha = pin(repo_or_path, revision)
     folder = fetch(repo_or_path, sha, CHECKPOINT_FILES)
+    if is_adapter(folder):
+        found = base_of(folder, repo_or_path, name, base, base_revision)
+        expert = _merged(folder, found, repo=repo_or_path, revision=sha, name=name)
+        return expert if device is None else replace(expert, model=expert.model.to(device))
+    if base is not None or base_revision is not None:
+        raise InputError(
+            f"expert '{name}' has a `base`, but is no adapter: it holds no adapter_config.json "
+            "without a model.safetensors; leave `base` out"
+        )
     return read_expert(
         folder, repo=repo_or_path, revision=sha, library=library, device=device, name=name
     )
@@ -246,7 +266,8 @@ def read_expert(
         InputError: As `load_expert`.
     """
     config = nested(read_config(folder, name))
-    if library == "auto":
+    if library == "auto" or ("architecture" in config and not (folder / PROCESSOR).is_file()):
+        # transformers' wrapper of timm's networks feeds them by timm's own transform
         library = "timm" if "architecture" in config else "transformers"
     bounds = check_weights(folder, name)
     build = timm_models.build_timm if library == "timm" else transformers_models.build_transformers
@@ -257,3 +278,13 @@ def read_expert(
     if device is not None:
         expert.model.to(device)
     return expert
+
+
+def _merged(folder: Path, base: Base, *, repo: str, revision: str, name: str) -> Expert:
+    """Load an adapter, merged into its pinned base."""
+    place = fetch(base.model, base.revision, CHECKPOINT_FILES)
+    built = build_adapter(folder, place, name)
+    mine, theirs = license_of(folder), license_of(place)
+    common = mine if theirs in (None, mine) else None  # of one made of both
+    expert = Expert._of(built, name, repo, revision, "transformers", {}, common)
+    return replace(expert, base=base)

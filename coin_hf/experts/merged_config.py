@@ -152,4 +152,6 @@ def _timm_names(labels: Any, num_classes: int) -> Names | None:
             stacklevel=5,
         )
         return None
-    return tuple(str(known.get(number, f"LABEL_{number}")) for number in numbers)
+    names = tuple(str(known.get(number, f"LABEL_{number}")) for number in numbers)
+    generic = all(name == f"LABEL_{k}" for k, name in enumerate(names))
+    return None if generic else names  # transformers' wrapper of timm writes them for none

@@ -66,16 +66,7 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
     Raises:
         InputError: If timm cannot build it, or the weights do not fit.
     """
-    for key in OBJECTS:
-        _check_object(config, key, name)
-    if not isinstance(config.get("architecture"), str):
-        raise InputError(
-            f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
-            f"(got {shown(config.get('architecture'))}): save it with timm's `save_for_hf`, or set "
-            "`library`"
-        )
-    _check_architecture(config["architecture"], name)
-    _check_arguments(config.get("model_args") or {}, name)
+    check_config(config, name)
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"expert '{name}' has no model.safetensors, as timm names its weights")
     with boundary(
@@ -97,6 +88,28 @@ def build_timm(folder: Path, config: dict[str, Any], name: str) -> Built:
     _fit(model, without_prefix(state, model.state_dict(), name), name)
     function = {"architecture": architecture, **function_of(model_args)}
     return described(model, function, names_in(config, "timm", int(model.num_classes)), name)
+
+
+def check_config(config: dict[str, Any], name: str) -> None:
+    """Refuse a config.json that sets more than a network of timm's registry.
+
+    Args:
+        config: Its content.
+        name: The expert's name, for messages.
+
+    Raises:
+        InputError: If its architecture is none of timm's, or an argument may not be set.
+    """
+    for key in OBJECTS:
+        _check_object(config, key, name)
+    if not isinstance(config.get("architecture"), str):
+        raise InputError(
+            f"expert '{name}': config.json names no timm `architecture`, such as 'resnet50' "
+            f"(got {shown(config.get('architecture'))}): save it with timm's `save_for_hf`, or set "
+            "`library`"
+        )
+    _check_architecture(config["architecture"], name)
+    _check_arguments(config.get("model_args") or {}, name)
 
 
 def described(

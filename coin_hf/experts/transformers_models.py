@@ -50,7 +50,7 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
     """
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
-    _check_supported(folder, config, name)
+    check_supported(folder, config, name)
     task = task_of(config)
     kind, auto = "an image", AutoModelForImageClassification
     if task == "text-classification":
@@ -61,14 +61,14 @@ def build_transformers(folder: Path, config: dict[str, Any], name: str) -> Built
             f"expert '{name}': transformers cannot load it as {kind} classifier",
             f"give a checkpoint saved by `save_pretrained`, {tuned}",
         ),
-        _quiet(),
+        quiet(),
     ):  # its report of what does not fit is our sentence
         model, loading = auto.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            dtype=_stored_dtype(folder),
+            dtype=stored_dtype(folder),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
@@ -173,8 +173,17 @@ def described(model: Any, preprocessing: Any) -> Built:
     )
 
 
-def _check_supported(folder: Path, config: dict[str, Any], name: str) -> None:
-    """Refuse what transformers would load as another network than the file's."""
+def check_supported(folder: Path, config: dict[str, Any], name: str) -> None:
+    """Refuse what transformers would load as another network than the file's.
+
+    Args:
+        folder: The checkpoint.
+        config: The content of its config.json.
+        name: The expert's name, for messages.
+
+    Raises:
+        InputError: If it is quantised, or holds an adapter beside the network.
+    """
     if config.get("quantization_config"):
         raise InputError(
             f"expert '{name}' is quantised: its weights are rounded codes, which cannot be "
@@ -185,8 +194,12 @@ def _check_supported(folder: Path, config: dict[str, Any], name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loader's log."""
+def quiet() -> Iterator[None]:
+    """Silence the loader's log.
+
+    Yields:
+        Nothing.
+    """
     from transformers.utils import logging
 
     level = logging.get_verbosity()
@@ -197,10 +210,16 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
+def stored_dtype(folder: Path) -> torch.dtype:
     """Return the floating dtype of the weights, the widest where they differ.
 
     transformers would round them to the `dtype` of config.json.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The dtype; float32 where no weight is floating.
     """
     found = []
     for file in sorted(folder.glob("model*.safetensors")):

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
@@ -139,6 +140,30 @@ def fetch(path: str, revision: str | None, allow_patterns: list[str]) -> Path:
         )
         check_downloads(snapshot, f"model '{path}'", allow_patterns)
         return snapshot
+
+
+def fetch_file(path: str, revision: str | None, name: str) -> Path | None:
+    """Return one small file of a model repository.
+
+    Args:
+        path: A folder or a Hub id.
+        revision: The pinned revision, from `pin`.
+        name: The file's name.
+
+    Returns:
+        The file; None if there is none or, without a network, none is in the cache.
+
+    Raises:
+        InputError: If the repository cannot be found or read.
+    """
+    folder = local_folder(path)
+    if folder is not None:
+        return folder / name if (folder / name).is_file() else None
+    with sentences(path, revision, "model"):
+        try:
+            return Path(patiently(hf_hub_download, path, name, revision=revision))
+        except EntryNotFoundError:
+            return None
 
 
 def locate(path: str, revision: str | None, allow_patterns: list[str]) -> Path:

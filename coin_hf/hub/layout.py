@@ -20,12 +20,18 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json")  # fmt: skip
 """Files of a tokenizer, as transformers writes and reads them."""
-BESIDE_FILES = ("preprocessor_config.json", "model.safetensors.index.json", *TOKENIZER_FILES)
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a PEFT adapter."""
+PROCESSOR = "preprocessor_config.json"
+"""The file of a transformers image processor."""
+BESIDE_FILES = (PROCESSOR, "model.safetensors.index.json", *TOKENIZER_FILES)
 """Files beside config.json and weights that transformers writes: the same in all coded models."""
 CHECKPOINT_FILES = [
     "config.json",
     "model*.safetensors",
     *BESIDE_FILES,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     "README.md",
 ]
 """Files read from an expert's repository; no others are downloaded."""

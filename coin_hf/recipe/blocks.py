@@ -23,6 +23,7 @@ Library = Literal["auto", "timm", "transformers"]
 Coder = Literal["coin", "averaging", "task_arithmetic", "regmean", "distillation"]
 Step = Literal["layerwise", "head"]
 Classes = Literal["name", "position", "separate"]
+DType = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 def _number(value: Any) -> Any:
@@ -76,6 +77,11 @@ class ExpertBlock(Block):
     """Which library builds the network; `auto` reads it from `config.json`."""
     labels: Annotated[tuple[StrictStr, ...], Field(min_length=1)] | None = None
     """The names of its classes, in its own order, in place of those it records."""
+    base: str | None = None
+    """Hub id or folder of the network that `model` is a PEFT adapter of; by default the one that
+    the adapter names."""
+    base_revision: str | None = None
+    """Branch, tag or commit of the base, or `sha256:...` of a folder; pinned when run."""
 
     @property
     def label(self) -> str:

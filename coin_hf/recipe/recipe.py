@@ -16,6 +16,7 @@ from coin_hf.recipe.blocks import (
     Coder,
     DatasetBlock,
     DistillationBlock,
+    DType,
     EvaluationBlock,
     ExpertBlock,
     FisherBlock,
@@ -62,6 +63,9 @@ class Recipe(Block):
     coder: Coder = "coin"
     """How the coded parameters are computed: `coin` is Fisher averaging, arXiv:2409.01420; the
     others are alternatives, with their settings in the block of that name."""
+    dtype: DType | None = None
+    """The floating dtype in which the experts run and the coded models are saved; by default the
+    experts' own, the widest where they differ."""
     lam: Lam = "auto"
     """Penalty lambda, one for all coded models; `auto` chooses from 1e-5 ... 1 on the samples."""
     samples: SamplesBlock = SamplesBlock()

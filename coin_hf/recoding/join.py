@@ -1,6 +1,7 @@
 """Check an expert that joins a coded repository, and load or compute its Fisher."""
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,14 @@ from coin_hf.experts.alignment import check_alignment
 from coin_hf.experts.classes import in_common_rows, with_labels
 from coin_hf.experts.coded_model import as_stored
 from coin_hf.experts.expert import Expert, load_expert, read_expert
+from coin_hf.experts.one_dtype import cast_expert, floating_dtype
 from coin_hf.experts.trial import check_runs
-from coin_hf.hub.client import fetch, locate
-from coin_hf.hub.layout import CHECKPOINT_FILES, FISHERS
+from coin_hf.hub.client import locate
+from coin_hf.hub.layout import FISHERS
 from coin_hf.networks.class_rows import spread
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import ExpertBlock
+from coin_hf.recoding.checkpoints import checkpoint_of
 from coin_hf.records.coin import ClassOrder, CoinRecord
 from coin_hf.repository.fisher_files import check_fisher, fisher_path, load_fisher, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata, samples_hash
@@ -92,16 +95,22 @@ def join(
             do not hold the recorded rows.
     """
     expert = load_expert(
-        block.model, revision=block.revision, library=block.library, name=block.label
+        block.model,
+        revision=block.revision,
+        library=block.library,
+        name=block.label,
+        base=block.base,
+        base_revision=block.base_revision,
     )
     coded = read_expert(
         folder, repo="", revision="", library="auto", device=None, name="coded model"
     )
+    cast_expert(expert, floating_dtype(coded))
     check_runs(expert)
     expert = _in_rows_of(coded, with_labels(expert, block.labels), recipe)
     check_alignment([coded, expert])
     if published is not None:
-        return _published(published, expert, coin)
+        return _published(published, block, expert, coin)
     run = RunContext(progress=progress)
     samples = draw_recorded(recipe, coin, [expert], run)
     fitting, _ = samples.split(recipe.samples.held_out)
@@ -137,16 +146,18 @@ def _in_rows_of(coded: Expert, expert: Expert, recipe: Recipe) -> Expert:
     return placed
 
 
-def _published(place: str, expert: Expert, coin: CoinRecord) -> Joined:
+def _published(place: str, block: ExpertBlock, expert: Expert, coin: CoinRecord) -> Joined:
     """Check a published Fisher and use it."""
     folder = locate(place, None, [f"{FISHERS}/*"])
     path = folder / fisher_path(expert.name)
-    weights = fetch(expert.repo, expert.revision, CHECKPOINT_FILES)
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = checkpoint_of(block, Path(scratch))
+        shapes = weights_in(weights, f"expert '{expert.name}'").shapes
     said = check_fisher(
         path,
         expert=expert.name,
         revision=expert.revision,
-        shapes=weights_in(weights, f"expert '{expert.name}'").shapes,
+        shapes=shapes,
         samples_sha256=samples_hash(draws_of(coin)),
     )
     order, held = expert.class_order, said.get("class_order")

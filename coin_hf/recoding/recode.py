@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,12 @@ from coin_hf.experts.merged_config import (
     timm_config,
     transformers_config,
 )
-from coin_hf.hub.client import fetch, local_folder, locate
-from coin_hf.hub.layout import (
-    BESIDE_FILES,
-    CHECKPOINT_FILES,
-    CODED_FILES,
-    FISHERS,
-    coded_folder,
-)
+from coin_hf.hub.client import local_folder, locate
+from coin_hf.hub.layout import BESIDE_FILES, CODED_FILES, FISHERS, coded_folder
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.text_files import read_json
 from coin_hf.recoding.changes import Newcomer, changed_recipe, recoded_coin, recoded_result
+from coin_hf.recoding.checkpoints import checkpoint_of
 from coin_hf.recoding.streaming import check_same_tensors, write_coded
 from coin_hf.records.coin import CoinRecord, ExpertRecord
 from coin_hf.reports.result import Result
@@ -94,17 +90,20 @@ def recode(
     coin, result = read_records(folder, repo)
     _check_recodable(repo, coin)
     recipe = changed_recipe(coin.recipe, betas, lam, coded, add, drop, overrides)
-    plan = _check(folder, coin, recipe, {new.label: new for new in add}, progress=progress)
-    joins = {name: each.recorded for name, each in plan.joined.items()}
-    licenses = {name: each.license for name, each in plan.joined.items()}
-    record = recoded_coin(coin, recipe, joins)
-    made = recoded_result(result, record, licenses)
+    with tempfile.TemporaryDirectory() as scratch:  # adapters, merged
+        plan = _check(
+            folder, coin, recipe, {new.label: new for new in add}, Path(scratch), progress=progress
+        )
+        joins = {name: each.recorded for name, each in plan.joined.items()}
+        licenses = {name: each.license for name, each in plan.joined.items()}
+        record = recoded_coin(coin, recipe, joins)
+        made = recoded_result(result, record, licenses)
 
-    def write(draft: Path) -> None:
-        _write(plan, record, result.num_classes, draft)
-        made.run.seconds["recode"] = round(time.perf_counter() - start, 2)
+        def write(draft: Path) -> None:
+            _write(plan, record, result.num_classes, draft)
+            made.run.seconds["recode"] = round(time.perf_counter() - start, 2)
 
-    write_repository(out, write, record, made, overwrite=overwrite)
+        write_repository(out, write, record, made, overwrite=overwrite)
     return made
 
 
@@ -158,14 +157,12 @@ def _check(
     coin: CoinRecord,
     recipe: Recipe,
     joins: Mapping[str, Newcomer],
+    scratch: Path,
     *,
     progress: bool,
 ) -> _Plan:
     """Compare experts and Fishers with the coded model before anything is written."""
-    sources = {
-        block.label: fetch(block.model, block.revision, CHECKPOINT_FILES)
-        for block in recipe.experts
-    }
+    sources = {block.label: checkpoint_of(block, scratch) for block in recipe.experts}
     model = weights_in(folder, "the coded model")
     experts = {name: weights_in(place, f"expert '{name}'") for name, place in sources.items()}
     tied: dict[str, str] = {}

@@ -15,6 +15,7 @@ from coin_hf.recipe.blocks import (
     Coder,
     DatasetBlock,
     DistillationBlock,
+    DType,
     EvaluationBlock,
     FisherBlock,
     RefineBlock,
@@ -76,6 +77,22 @@ class ExpertRecord(Record):
     """The names of its own classes in its own order, where they are given or have other rows."""
     class_order: ClassOrder | None = None
     """The rows of its classes, if they are not its own head's."""
+    base: str | None = None
+    """Hub id or folder of its base, if it is a PEFT adapter."""
+    base_revision: str | None = None
+    """The base's commit SHA, or `sha256:...` of the folder."""
+
+    def moved(self, change: Callable[[str], str]) -> Self:
+        """Change the locations of the expert and of its base.
+
+        Args:
+            change: Old location -> new location.
+
+        Returns:
+            The changed record.
+        """
+        places = {"model": self.model, "base": self.base}
+        return self.model_copy(update={k: change(v) for k, v in places.items() if v is not None})
 
 
 def label_sets(orders: Sequence[ClassOrder | None]) -> LabelSets | None:
@@ -120,6 +137,8 @@ class Settings(Record):
     """Coding weights, shape (N,) or (M, N)."""
     lam: float | None
     """The penalty lambda of COIN; None for other coders."""
+    dtype: DType | None = None
+    """The dtype that the recipe asks for, if any."""
     task_arithmetic: TaskArithmeticBlock | None = None
     regmean: RegMeanBlock | None = None
     distillation: DistillationBlock | None = None
@@ -153,7 +172,7 @@ class Settings(Record):
             The changed record.
         """
         moved: dict[str, Any] = {
-            "experts": [e.model_copy(update={"model": change(e.model)}) for e in self.experts],
+            "experts": [expert.moved(change) for expert in self.experts],
             "datasets": {
                 key: block.model_copy(update={"path": change(block.path)})
                 for key, block in self.datasets.items()
@@ -205,7 +224,8 @@ class CoinRecord(Settings):
             InputError: If the record is not a valid recipe.
         """
         said = self.dump()
-        keys = ("coder", "classes", "betas", "lam", *SETTINGS, *REFINING, "experts", "datasets",
+        keys = ("coder", "classes", "betas", "lam", "dtype", *SETTINGS, *REFINING, "experts",
+                "datasets",
                 "samples", "fisher", "evaluation")  # fmt: skip
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")

@@ -9,6 +9,7 @@ from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import rows_of
 from coin_hf.hub.layout import FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
+from coin_hf.records.coin import ExpertRecord
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card_usage import inputs_of, usage
 from coin_hf.reports.safe_text import plain_id, safe
@@ -37,7 +38,10 @@ def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelC
     """
     result = ResultRecord.of(result)
     data = ModelCardData(
-        base_model=[e.model for e in result.experts if _on_hub(e.model)] or None,
+        base_model=_unique(
+            place for e in result.experts for place in (e.model, e.base) if place and _on_hub(place)
+        )
+        or None,
         base_model_relation="merge",
         library_name=result.library,
         pipeline_tag=result.task or "image-classification",
@@ -96,7 +100,7 @@ def _eval_results(result: ResultRecord) -> list[EvalResult]:
 def _text(result: ResultRecord, repo_id: str) -> str:
     samples = result.samples
     experts = "\n".join(
-        f"| {cell(e.name)} | {_link(e.model)} | `{e.revision}` | {cell(e.dataset)} |"
+        f"| {cell(e.name)} | {_link(e.model)}{_base(e)} | `{e.revision}` | {cell(e.dataset)} |"
         for e in result.experts
     )
     held = f", {samples.held_out:.0%} of them held out" if samples.held_out else ""
@@ -138,6 +142,13 @@ whatever else is missing.
 
 {labels_table(result, "markdown")}
 """
+
+
+def _base(expert: ExpertRecord) -> str:
+    """Name the base of an adapter."""
+    if expert.base is None:
+        return ""
+    return f", an adapter merged into {_link(expert.base)} at `{expert.base_revision}`"
 
 
 def _introduction(result: ResultRecord) -> str:

@@ -103,4 +103,8 @@ def local_experts(coin: CoinRecord) -> list[str]:
     Returns:
         Their names.
     """
-    return [expert.name for expert in coin.experts if os.path.isabs(expert.model)]
+    return [
+        expert.name
+        for expert in coin.experts
+        if os.path.isabs(expert.model) or os.path.isabs(expert.base or "")
+    ]

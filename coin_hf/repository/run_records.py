@@ -52,6 +52,8 @@ def coin_record(
             entry |= {"class_order": expert.class_order.dump()}
             if expert.own_names is not None:
                 entry |= {"labels": list(expert.own_names)}
+        if expert.base is not None:
+            entry |= {"base": expert.base.model, "base_revision": expert.base.revision}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)
     drawn = {name: list(rows) for name, rows in zip(recipe.draws, samples.rows, strict=True)}
     return CoinRecord.model_validate(
@@ -63,6 +65,7 @@ def coin_record(
             "classes": recipe.classes,
             "betas": said["betas"],
             "lam": said["lam"] if recipe.coder == "coin" else None,
+            "dtype": recipe.dtype,
             **({recipe.coder: said[recipe.coder]} if recipe.coder in SETTINGS else {}),
             **recorded_steps(recipe),
             "experts": said["experts"],
@@ -116,7 +119,7 @@ def result_record(
     """
     said = coin.dump()
     count = sum(len(rows) for rows in said["samples"].pop("rows").values())
-    shared = ("format", "library", "task", "coder", "classes", "betas", "lam", *SETTINGS,
+    shared = ("format", "library", "task", "coder", "classes", "betas", "lam", "dtype", *SETTINGS,
               *REFINING, "datasets", "fisher", "evaluation", "calibration")  # fmt: skip
     return Result.model_validate(
         {

@@ -20,7 +20,15 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from builders import digits, make_world, recipe_dict, save_timm, save_transformers, timm_model
+from builders import (
+    digits,
+    make_world,
+    recipe_dict,
+    save_adapter,
+    save_timm,
+    save_transformers,
+    timm_model,
+)
 from faults.mutations import damaged_bytes, damaged_json
 from PIL import Image
 
@@ -116,6 +124,7 @@ def targets(folder: Path) -> list[Target]:
     save_timm(timm, timm_model(0), label_names=list("abcdefghij"), license="mit",
               model_args={"in_chans": 3})  # fmt: skip
     save_transformers(vit)
+    adapter = save_adapter(vit, folder / "adapter")
     make_world(folder / "world", fisher={"save": True}, samples={"per_expert": 4})
     world, coded = folder / "world", folder / "world/coded"
     encode(Recipe.from_yaml(world / "recipe.yaml")).save_pretrained(coded)
@@ -146,6 +155,12 @@ def targets(folder: Path) -> list[Target]:
                lambda: load_expert(str(vit)), 800),
         Target("model.safetensors (transformers)", vit / "model.safetensors",
                lambda: load_expert(str(vit)), 300),
+        Target("adapter_config.json", adapter / "adapter_config.json",
+               lambda: load_expert(str(adapter)), 500),
+        Target("adapter_model.safetensors", adapter / "adapter_model.safetensors",
+               lambda: load_expert(str(adapter)), 200),
+        Target("config.json (an adapter's base)", vit / "config.json",
+               lambda: load_expert(str(adapter)), 200),
     ]  # fmt: skip
     records = [
         Target("coin.json", coded / "coin.json", loaded, 1000),

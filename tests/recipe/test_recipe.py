@@ -60,7 +60,7 @@ def test_default_betas_are_equal(n: int) -> None:
         (
             {"zzz": 1},
             "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, classes, coder, "
-            "lam, samples, fisher, task_arithmetic, regmean, distillation, refine, augment, "
+            "dtype, lam, samples, fisher, task_arithmetic, regmean, distillation, refine, augment, "
             "compare, evaluation, output, hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),

@@ -18,11 +18,15 @@ def serve(
     ] = None,
     override: Overrides = [],  # noqa: B006
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="local or remote: where the networks run.")
+        str | None,
+        typer.Option(metavar="NAME", help="local, remote or ray."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings and exit.")
+    ] = False,
+    print_ray_config: Annotated[
+        bool, typer.Option("--print-ray-config", help="Print what `serve deploy` takes and exit.")
     ] = False,
 ) -> None:
     """Serve a coded model and its experts over HTTP: answers while one of them is slow or down."""
@@ -33,6 +37,16 @@ def serve(
         raise InputError(NEEDED.format(error.name)) from error
     changes = [*override, *([f"backend={backend}"] if backend else [])]
     settings = read_block(ServeSettings, "serve", config, changes)
+    try:
+        if settings.backend == "ray" or print_ray_config:
+            from coin_hf.serve.ray_backend import config_text
+    except ImportError as error:
+        raise InputError(
+            f"the backend `ray` needs {error.name}: pip install 'coin-hf[ray]'"
+        ) from error
+    if print_ray_config:
+        print(config_text(target, settings, revision), end="")
+        return
     if dry_run:
         print(plain_json(settings.model_dump(mode="json")))
         return

@@ -22,6 +22,11 @@ def serve(repo: str, settings: ServeSettings, revision: str | None = None) -> No
     Raises:
         InputError: If it cannot be loaded, or the address is in use.
     """
+    if settings.backend == "ray":
+        from coin_hf.serve.ray_backend import run
+
+        run(repo, settings, revision)
+        return
     target = open_target(repo, settings, revision)
     check_places(target, settings)
     app = make_app(target, settings)

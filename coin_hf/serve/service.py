@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 import coin_hf
 from coin_hf.ensemble import CodedEnsemble
-from coin_hf.erasure.betas import rows_of
 from coin_hf.errors import InputError
-from coin_hf.experts.text_preprocessing import TextPreprocessing
+from coin_hf.experts.text_preprocessing import TextPreprocessing, preprocessed
 from coin_hf.hub.layout import coded_folder
 from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
@@ -39,6 +39,8 @@ class Target:
     rows: tuple[str, ...]
     """The class names of the coded models' logits."""
     task: Task
+    num_coded: int
+    """M."""
     prepare: Callable[[Any], Any] | None
     """Image or text -> the networks' input; None where other servers preprocess."""
     ensemble: CodedEnsemble | None
@@ -62,6 +64,7 @@ def open_target(repo: str, settings: ServeSettings, revision: str | None = None)
     here = settings.backend == "local"
     device = _device(settings.device) if here else "cpu"
     ensemble = CodedEnsemble.from_pretrained(repo, revision, experts=here, device=device)
+    preprocessing = ensemble.coded.preprocessing  # without the networks, if they run elsewhere
     rows = ensemble.coded.label_names or _numbered(ensemble.coded.num_classes)
     orders = [expert.class_order for expert in ensemble.coin.experts]
     counts = [len(rows) if order is None else len(order.rows) for order in orders]
@@ -74,7 +77,8 @@ def open_target(repo: str, settings: ServeSettings, revision: str | None = None)
         labels=tuple(labels),
         rows=tuple(rows),
         task=ensemble.coin.task or "image-classification",
-        prepare=ensemble.preprocess if here else None,
+        num_coded=len(ensemble.coded_models),
+        prepare=None if settings.backend == "remote" else partial(preprocessed, preprocessing),
         ensemble=ensemble if here else None,
     )
 
@@ -199,8 +203,7 @@ def coded_names(target: Target) -> list[str]:
     Returns:
         M names.
     """
-    count = len(rows_of(target.coin.betas))
-    return [coded_folder(c) if c else "coded" for c in range(count)]
+    return [coded_folder(c) if c else "coded" for c in range(target.num_coded)]
 
 
 def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], list[Network]]:
@@ -227,6 +230,13 @@ def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], li
                 for name, labels in zip(names, target.labels, strict=True)
             ],
             [RemoteNetwork(name, urls[name], target.rows, target.task, seconds) for name in coded],
+        )
+    if settings.backend == "ray":
+        from coin_hf.serve.ray_backend import RayNetwork
+
+        return (
+            [RayNetwork(name, "expert", i) for i, name in enumerate(names)],
+            [RayNetwork(name, "coded", c) for c, name in enumerate(coded)],
         )
     ensemble = target.ensemble
     if ensemble is None or ensemble.experts is None:

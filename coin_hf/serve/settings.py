@@ -56,6 +56,21 @@ class BatchBlock(Block):
     """Most inputs of a batch."""
 
 
+class RayBlock(Block):
+    """The backend `ray`."""
+
+    address: str | None = None
+    """A cluster, such as `auto` or `ray://HOST:10001`; by default a Ray of this machine alone."""
+    cpus: Annotated[Number, Field(gt=0, le=1024)] = 0.5
+    """Cores that each replica reserves."""
+    gpus: Annotated[Number, Field(ge=0, le=64)] = 0.0
+    """Accelerators that each replica of a network reserves."""
+    replicas: Count = 1
+    """Most replicas of each network; Ray starts more as requests wait."""
+    health: Seconds = 2.0
+    """Seconds between checks of a replica, and until one without an answer is replaced."""
+
+
 class LimitBlock(Block):
     """What a request may take."""
 
@@ -87,6 +102,7 @@ class ServeSettings(Block):
     breaker: BreakerBlock = BreakerBlock()
     batch: BatchBlock = BatchBlock()
     limits: LimitBlock = LimitBlock()
+    ray: RayBlock = RayBlock()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

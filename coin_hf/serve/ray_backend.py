@@ -1,0 +1,250 @@
+"""Ray Serve: one deployment for each expert and coded model, the router as ingress."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+import yaml
+from ray import serve
+from ray.serve import Application
+from torch import Tensor
+
+from coin_hf.ensemble import CodedEnsemble
+from coin_hf.errors import InputError
+from coin_hf.experts.recorded import load_recorded
+from coin_hf.experts.text_preprocessing import TextPreprocessing
+from coin_hf.repository.paths import place_of
+from coin_hf.serve.local import LocalNetwork
+from coin_hf.serve.question import Question
+from coin_hf.serve.race import Kind
+from coin_hf.serve.settings import ServeSettings
+
+APP = "coin-hf"
+"""Name of the application on Ray Serve."""
+ROUTER = "router"
+"""Name of the ingress deployment."""
+
+
+def deployment_name(kind: Kind, number: int) -> str:
+    """Name the deployment of a network.
+
+    Args:
+        kind: An expert or a coded model.
+        number: Its index.
+
+    Returns:
+        Such as `expert-0`.
+    """
+    return f"{kind}-{number}"
+
+
+class Served:
+    """A replica: one network of a coded repository, with dynamic batches."""
+
+    def __init__(self, repo: str, revision: str | None, kind: Kind, number: int, most: int) -> None:
+        """Load the network.
+
+        Args:
+            repo: Folder or Hub id of the coded repository.
+            revision: Its revision on the Hub.
+            kind: An expert or a coded model.
+            number: Its index.
+            most: Most inputs of a batch.
+        """
+        torch.set_num_threads(1)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        ensemble = CodedEnsemble.from_pretrained(repo, revision, device=device)
+        coded = ensemble.coded_models[number if kind == "coded" else 0]
+        preprocessing, order = coded.preprocessing, None
+        if kind == "expert":
+            record = ensemble.coin.experts[number]
+            dtype = next(coded.model.parameters()).dtype
+            expert = load_recorded(record, coded.label_names, dtype, device=device)
+            model, order = expert.model, expert.class_order
+        else:
+            model = coded.model
+        padded = preprocessing.padded if isinstance(preprocessing, TextPreprocessing) else None
+        name = deployment_name(kind, number)
+        self._network = LocalNetwork(name, model, order=order, most=most, padded=padded)
+
+    async def answer(self, prepared: Any) -> Tensor:
+        """Answer one preprocessed input.
+
+        Args:
+            prepared: The network's input without batch axis.
+
+        Returns:
+            Raw logits, shape (K,).
+        """
+        return await self._network.ask(Question("", prepared))
+
+
+class RayNetwork:
+    """A network behind a deployment of Ray Serve."""
+
+    stops = True
+
+    def __init__(self, name: str, kind: Kind, number: int) -> None:
+        """Get the deployment's handle; it must run where the router runs.
+
+        Args:
+            name: The network's name.
+            kind: An expert or a coded model.
+            number: Its index.
+        """
+        self.name = name
+        self._handle = serve.get_deployment_handle(deployment_name(kind, number), app_name=APP)
+        self._waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests in work, as far as they are of this router."""
+        return self._waiting
+
+    async def ask(self, x: Question) -> Tensor:
+        """Answer one input.
+
+        Args:
+            x: The input.
+
+        Returns:
+            Raw logits, shape (K,).
+
+        Raises:
+            CancelledError: If the request is given up; it is cancelled in the deployment too.
+        """
+        response = self._handle.answer.remote(x.prepared)
+        self._waiting += 1
+        try:
+            answer: Tensor = await response
+            return answer
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Hold nothing."""
+
+
+class _Ingress:
+    """The router's deployment; its application does the work."""
+
+    def __init__(self, *networks: Any) -> None:
+        """Depend on the networks' deployments, so that they are up first."""
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """Build the application, as `serve deploy` and `serve run` do.
+
+    Args:
+        args: `target`, the coded repository; `revision`; and `settings`, those of `coin-hf serve`.
+
+    Returns:
+        The application: a deployment for each network, and the router as ingress.
+
+    Raises:
+        InputError: If the repository or a setting is not usable.
+    """
+    from coin_hf.serve.http import make_app
+    from coin_hf.serve.service import open_target
+
+    settings = ServeSettings.model_validate({**(args.get("settings") or {}), "backend": "ray"})
+    repo, revision = str(args["target"]), args.get("revision")
+    target = open_target(repo, settings, revision)
+    block = settings.ray
+    kinds: list[tuple[Kind, int]] = [("expert", i) for i in range(len(target.coin.experts))]
+    kinds += [("coded", c) for c in range(target.num_coded)]
+    options: dict[str, Any] = {"num_cpus": block.cpus, "num_gpus": block.gpus}
+    networks = [
+        serve.deployment(
+            name=deployment_name(kind, number),
+            ray_actor_options=options,
+            autoscaling_config={"min_replicas": 1, "max_replicas": block.replicas},
+            max_ongoing_requests=settings.limits.waiting,
+            health_check_period_s=block.health,
+            health_check_timeout_s=block.health,
+        )(Served).bind(repo, revision, kind, number, settings.batch.most)
+        for kind, number in kinds
+    ]
+    router = serve.deployment(
+        name=ROUTER,
+        ray_actor_options={"num_cpus": block.cpus},
+        max_ongoing_requests=settings.limits.waiting + 1,
+    )(serve.ingress(make_app(target, settings))(_Ingress))
+    return router.bind(*networks)
+
+
+def config_text(repo: str, settings: ServeSettings, revision: str | None = None) -> str:
+    """Write the configuration that `serve deploy` takes, for a cluster of any size.
+
+    Args:
+        repo: Folder or Hub id of the coded repository.
+        settings: How it is served.
+        revision: Its revision on the Hub.
+
+    Returns:
+        YAML.
+    """
+    said = settings.model_dump(mode="json", exclude={"backend", "host", "port", "urls"})
+    args = {"target": repo, "settings": said, **({"revision": revision} if revision else {})}
+    data = {
+        "http_options": {"host": settings.host, "port": settings.port},
+        "applications": [
+            {
+                "name": APP,
+                "route_prefix": "/",
+                "import_path": "coin_hf.serve.ray_backend:build",
+                "args": args,
+            }
+        ],
+    }
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def run(repo: str, settings: ServeSettings, revision: str | None = None) -> None:
+    """Serve on a Ray of this machine, or the cluster that `ray.address` names, until SIGTERM.
+
+    Args:
+        repo: Folder or Hub id of the coded repository.
+        settings: How it is served.
+        revision: Its revision on the Hub.
+
+    Raises:
+        InputError: If there is no such cluster, or the repository is not usable.
+    """
+    import sys
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    own = settings.ray.address is None
+    try:
+        ray.init(
+            address=settings.ray.address,
+            include_dashboard=False if own else None,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"there is no Ray at '{settings.ray.address}' ({error}): start it, or leave "
+            "`ray.address` out for one of this machine"
+        ) from error
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        said = settings.model_dump(mode="json", exclude={"backend"})
+        args = {"target": place_of(repo), "revision": revision, "settings": said}
+        serve.run(build(args), name=APP, route_prefix="/", blocking=False)
+        place = f"http://{settings.host}:{settings.port}"
+        print(f"serving on {place}: POST {place}/models/EXPERT", file=sys.stderr, flush=True)
+        ended.wait()
+    finally:
+        serve.shutdown()
+        if own:
+            ray.shutdown()

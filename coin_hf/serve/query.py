@@ -9,6 +9,8 @@ from coin_hf.serve.network import Overloaded, Refused, Unanswered
 from coin_hf.serve.race import Key, Race
 from coin_hf.serve.state import State
 
+PATIENCE = 3
+"""Deadlines after which an expert that cannot be hedged counts as having missed."""
 Decoded = Literal["allow", "refuse", "only"]
 
 
@@ -28,7 +30,9 @@ class Query:
         state, breaker = self.state, self.state.breakers[self.expert]
         if decoded == "only":
             return await self.computed("asked")
-        if decoded == "allow" and breaker.open and not breaker.probe():
+        if decoded == "allow" and breaker.open:
+            if breaker.probe():
+                state.probe(self.expert, self.race.x)
             if not self.room():
                 raise Overloaded(
                     f"'{self.name}' is down, and its answer takes the other networks, which are "
@@ -36,6 +40,7 @@ class Query:
                 )
             return await self.computed("down")
         self.race.start(*self.own)
+        waits = 0
         while True:
             wait = state.deadlines[self.expert].seconds if decoded == "allow" else None
             if await self.race.step(wait):
@@ -44,6 +49,11 @@ class Query:
             if reason is None:
                 return await self.computed("late")
             state.observer.suppressed(self.name, reason)
+            waits += 1
+            if waits == PATIENCE:
+                breaker.missed()
+            if breaker.open and self.room():
+                return await self.computed("down")
         if self.own in self.race.arrived:
             return self.direct()
         breaker.missed()

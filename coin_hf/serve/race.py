@@ -39,7 +39,7 @@ class Race:
             observer: Who listens.
         """
         self._networks, self._usage = networks, usage
-        self._x, self._observer = x, observer
+        self.x, self._observer = x, observer
         self._tasks: dict[asyncio.Task[Tensor], Key] = {}
         self.arrived: dict[Key, Tensor] = {}
         self.failed: dict[Key, BaseException] = {}
@@ -48,7 +48,7 @@ class Race:
         """Ask a network, unless it is asked already."""
         key = Key(kind, number)
         if key not in self.asked:
-            task = asyncio.ensure_future(self._networks[key].ask(self._x))
+            task = asyncio.ensure_future(self._networks[key].ask(self.x))
             self._tasks[task] = key
             self._usage[key].asked()
             task.add_done_callback(lambda _: self._usage[key].settled())

@@ -2,10 +2,14 @@
 
 import asyncio
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
+import psutil
 import ray
 import torch
 import yaml
@@ -25,6 +29,8 @@ from coin_hf.serve.settings import ServeSettings
 
 APP = "coin-hf"
 """Name of the application on Ray Serve."""
+REACH, GRACE = 5.0, 10.0
+"""Seconds in which a cluster must answer, and in which Ray's processes may end by themselves."""
 ROUTER = "router"
 """Name of the ingress deployment."""
 
@@ -218,12 +224,9 @@ def run(repo: str, settings: ServeSettings, revision: str | None = None) -> None
     Raises:
         InputError: If there is no such cluster, or the repository is not usable.
     """
-    import sys
-
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     own = settings.ray.address is None
+    _check_reachable(settings.ray.address)
     try:
         ray.init(
             address=settings.ray.address,
@@ -242,9 +245,35 @@ def run(repo: str, settings: ServeSettings, revision: str | None = None) -> None
         args = {"target": place_of(repo), "revision": revision, "settings": said}
         serve.run(build(args), name=APP, route_prefix="/", blocking=False)
         place = f"http://{settings.host}:{settings.port}"
+        for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set its own by now
+            signal.signal(number, lambda *_: ended.set())
         print(f"serving on {place}: POST {place}/models/EXPERT", file=sys.stderr, flush=True)
         ended.wait()
     finally:
+        started = psutil.Process().children(recursive=True)
         serve.shutdown()
+        ray.shutdown()
         if own:
-            ray.shutdown()
+            _end(started)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse a cluster that nobody answers for; Ray itself would wait for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH).close()
+    except OSError as error:
+        raise InputError(
+            f"there is no Ray at '{address}' ({error}): start it, or leave `ray.address` out for "
+            "one of this machine"
+        ) from error
+
+
+def _end(started: list[psutil.Process]) -> None:
+    """End what Ray started here and left: its agents may outlive it."""
+    _, alive = psutil.wait_procs(started, timeout=GRACE)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from torch import Tensor
 
@@ -116,6 +117,24 @@ class State:
         waiter = asyncio.ensure_future(self._compare(task, expert, decoded, began))
         self._left.add(waiter)
         waiter.add_done_callback(self._left.discard)
+
+    def probe(self, expert: int, x: Any) -> None:
+        """Try an expert that is down, beside the query that is decoded meanwhile.
+
+        Args:
+            expert: Its index.
+            x: The query's input.
+        """
+        task = asyncio.ensure_future(self._probe(expert, x))
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+
+    async def _probe(self, expert: int, x: Any) -> None:
+        began, network = self.now(), self.experts[expert]
+        with suppress(Exception):
+            await asyncio.wait_for(network.ask(x), self.settings.limits.seconds)
+            self.deadlines[expert].observe(self.now() - began)
+            self.breakers[expert].answered()
 
     async def drain(self) -> None:
         """Wait for requests that go on."""

@@ -51,7 +51,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(coded: Path) -> Iterator[Server]:
     command = ["-m", "coin_hf", "serve", str(coded), "--backend", "ray", "-o", "ray.cpus=0.1"]
-    settings = ["-o", f"port={free_port()}", "-o", "deadline.most=1.0", "-o", "deadline.least=0.05"]
+    settings = ["-o", f"port={free_port()}", "-o", "deadline.most=1.0", "-o", "breaker.shed=1"]
     running = Server([*command, *settings])
     try:
         yield running
@@ -129,16 +129,17 @@ def test_no_request_is_lost_when_a_replica_is_killed(server: Server, tmp_path: P
     replica = re.compile(r"ServeReplica:coin-hf:expert-1\b")
     victims = [pid for pid, line in descendants(server.process.pid).items() if replica.search(line)]
     assert len(victims) == 1, descendants(server.process.pid)
-    killer = threading.Timer(6.0, os.kill, (victims[0], signal.SIGKILL))
+    killer = threading.Timer(5.0, os.kill, (victims[0], signal.SIGKILL))
     killer.start()
-    command = [sys.executable, "-m", "coin_hf", "load", server.url, "--rate", "5"]
-    command += ["--requests", "80", "--file", str(file), "--json"]
+    command = [sys.executable, "-m", "coin_hf", "load", server.url, "--rate", "3"]
+    command += ["--requests", "45", "--file", str(file), "--json"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     killer.join()
     asked = json.loads(ran.stdout)
-    assert [each["status"] for each in asked] == [200] * 80
+    assert [each["status"] for each in asked] == [200] * 45
     assert any(each["answer"] == "decoded" for each in asked if each["expert"] == "high")
-    assert max(each["seconds"] for each in asked) < 15
+    took = sorted((each["seconds"], each["answer"], each["expert"]) for each in asked)
+    assert took[-1][0] < 15, took[-3:]
 
 
 def test_the_configuration_for_a_cluster(coded: Path) -> None:

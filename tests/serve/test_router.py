@@ -219,9 +219,22 @@ async def test_a_breaker_spares_an_expert_that_is_down() -> None:
     assert world.log.lines[-1] == "e1 hedged: down"
     await asyncio.sleep(1.0)
     world.take["e1"] = 0.1
-    assert (await world.ask(1)).how == "direct"  # the probe
+    reply = await world.ask(1)  # decoded still, with a probe beside it
+    assert (reply.how, reply.seconds) == ("decoded", pytest.approx(0.1))
+    await asyncio.sleep(0.1)
     assert not world.router.state.breakers[1].open
     assert (await world.ask(1)).how == "direct"
+
+
+@virtual
+async def test_one_that_hangs_counts_as_down_without_tokens(  # as a replica that is restarted
+) -> None:
+    world = World(hedge={"tokens": 0}, breaker={"misses": 3, "probe": 1.0})
+    world.take["e1"] = 25.0
+    replies = await asyncio.gather(*(world.ask(1) for _ in range(6)))
+    assert all(reply.how == "decoded" for reply in replies)
+    assert max(reply.seconds for reply in replies) < 5
+    assert (await world.ask(1)).seconds == pytest.approx(0.1)
 
 
 @virtual

@@ -25,7 +25,7 @@ from coin_hf.serve.decoder import Decoder
 from coin_hf.serve.guards import Deadline
 from coin_hf.serve.network import Overloaded, Unanswered
 from coin_hf.serve.router import Router
-from coin_hf.serve.settings import DeadlineBlock, ServeSettings
+from coin_hf.serve.settings import DeadlineBlock, HedgeBlock, ServeSettings
 from coin_hf.serve.simulated import SimulatedNetwork
 from coin_hf.serve.virtual_time import run_virtually
 
@@ -223,7 +223,11 @@ def _asking(
     else:
         code = ErasureCode.design(n, scenario.coded)
         decoding = Decoder(code, (None,) * n) if layout == "coded" else _Standby()
-        router = Router(servers[:n], servers[n:], decoding, scenario.router)
+        settings = scenario.router
+        if every and layout == "standby":  # as a coded model is asked in a fan-out: without tokens
+            freely = HedgeBlock(tokens=1e6, refill=1.0)
+            settings = settings.model_copy(update={"hedge": freely})
+        router = Router(servers[:n], servers[n:], decoding, settings)
         if every and layout == "coded":
             return lambda expert: router.ask_all(None)
         one = lambda expert: router.ask(expert, None)  # noqa: E731
@@ -259,43 +263,3 @@ def _server(scenario: Scenario, number: int) -> SimulatedNetwork:
         return float(seconds)
 
     return SimulatedNetwork(f"server {number}", service)
-
-
-def rate_region(n: int, m: int, directions: Sequence[Sequence[float]]) -> list[float]:
-    """Return how many queries a second coded servers of rate 1 can answer, by mix of queries.
-
-    A query for expert i takes its own server, or the N - 1 others and any coded one. The largest s
-    such that rates s d_i of queries can be served solves a linear programme.
-
-    Args:
-        n: N.
-        m: M.
-        directions: Mixes d, each of shape (N,), not negative.
-
-    Returns:
-        s for each mix.
-    """
-    from scipy.optimize import linprog
-
-    found = []
-    for mix in directions:
-        # Variables: s, direct rates a_i, decoded rates b_ic.
-        size = 1 + n + n * m
-        rates = np.zeros((n, size))
-        servers = np.zeros((n + m, size))
-        for i in range(n):
-            rates[i, 0] = mix[i]
-            rates[i, 1 + i] = -1
-            servers[i, 1 + i] = 1
-            for c in range(m):
-                column = 1 + n + i * m + c
-                rates[i, column] = -1
-                servers[n + c, column] = 1
-                for j in range(n):
-                    servers[j, column] = float(j != i)
-        cost = np.zeros(size)
-        cost[0] = -1
-        limits = np.concatenate([np.zeros(n), np.ones(n + m)])
-        solved = linprog(cost, np.concatenate([rates, servers]), limits)
-        found.append(float(solved.x[0]))
-    return found

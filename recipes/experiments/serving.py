@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from coin_hf.repository.atomic import write_whole
-from coin_hf.serve.simulation import Outcome, Scenario, rate_region, simulate
+from coin_hf.serve.rate_region import rate_region
+from coin_hf.serve.simulation import Outcome, Scenario, simulate
 from coin_hf.serve.simulation_report import draw, table
 
 RESULTS = Path(__file__).parent / "results"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coin_hf.serve.simulation import Scenario, rate_region, simulate
+from coin_hf.serve.rate_region import rate_region
+from coin_hf.serve.simulation import Scenario, simulate
 
 
 def area(n_m: tuple[int, int]) -> float:

@@ -26,7 +26,8 @@ def test_the_demos_output_is_the_committed_result() -> None:
 
 
 def test_the_demos_comparison_is_the_committed_result() -> None:
-    shown = re.search(r"<!-- compared -->\n```\n(.*?)\n```\n<!-- /compared -->", README, re.DOTALL)
+    page = (EXPERIMENTS / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- compared -->\n```\n(.*?)\n```\n<!-- /compared -->", page, re.DOTALL)
     assert shown is not None
     result = json.loads((DEMO / "compared.json").read_text(encoding="utf-8"))
     assert shown[1] == comparison_table(result)
@@ -61,18 +62,6 @@ def test_ci_runs_the_readmes_two_commands() -> None:
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert demo.replace('".[demo]"', '"$repository[demo]"') in ci.replace("--quiet ", "")
     assert tests in ci.replace("--quiet ", "")
-
-
-def test_the_readmes_table_of_codes_is_of_the_recipes() -> None:
-    page = (EXPERIMENTS / "codes.md").read_text(encoding="utf-8")
-    table = re.search(r"<!-- nda: begin -->\n(.*?)\n<!-- nda: end -->", page, re.DOTALL)
-    assert table is not None
-    lines = table[1].splitlines()
-    shown = [line for line in README.splitlines() if line.startswith(("| experts |", "| 2 |"))]
-    shown += [line for line in README.splitlines() if line.startswith(("| 4 |", "| 8 |"))]
-    assert shown[0] == lines[0]
-    assert len(shown) == 5
-    assert set(shown) <= set(lines)
 
 
 def test_what_refining_costs_is_the_committed_result() -> None:

@@ -46,7 +46,7 @@ class Server:
         """Ask it to end, and wait."""
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         self._reader.join(5)
         if self.process.stderr is not None:
             self.process.stderr.close()

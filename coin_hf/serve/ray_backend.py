@@ -1,6 +1,5 @@
 """Ray Serve: one deployment for each expert and coded model, the router as ingress."""
 
-import asyncio
 import signal
 import socket
 import sys
@@ -22,30 +21,18 @@ from coin_hf.errors import InputError
 from coin_hf.experts.recorded import load_recorded
 from coin_hf.experts.text_preprocessing import TextPreprocessing
 from coin_hf.repository.paths import place_of
+from coin_hf.serve.http import make_app
 from coin_hf.serve.local import LocalNetwork
 from coin_hf.serve.question import Question
 from coin_hf.serve.race import Kind
+from coin_hf.serve.ray_network import APP, deployment_name
+from coin_hf.serve.service import open_target
 from coin_hf.serve.settings import ServeSettings
 
-APP = "coin-hf"
-"""Name of the application on Ray Serve."""
 REACH, GRACE = 5.0, 10.0
 """Seconds in which a cluster must answer, and in which Ray's processes may end by themselves."""
 ROUTER = "router"
 """Name of the ingress deployment."""
-
-
-def deployment_name(kind: Kind, number: int) -> str:
-    """Name the deployment of a network.
-
-    Args:
-        kind: An expert or a coded model.
-        number: Its index.
-
-    Returns:
-        Such as `expert-0`.
-    """
-    return f"{kind}-{number}"
 
 
 class Served:
@@ -89,55 +76,6 @@ class Served:
         return await self._network.ask(Question("", prepared))
 
 
-class RayNetwork:
-    """A network behind a deployment of Ray Serve."""
-
-    stops = True
-
-    def __init__(self, name: str, kind: Kind, number: int) -> None:
-        """Get the deployment's handle; it must run where the router runs.
-
-        Args:
-            name: The network's name.
-            kind: An expert or a coded model.
-            number: Its index.
-        """
-        self.name = name
-        self._handle = serve.get_deployment_handle(deployment_name(kind, number), app_name=APP)
-        self._waiting = 0
-
-    @property
-    def waiting(self) -> int:
-        """The number of requests in work, as far as they are of this router."""
-        return self._waiting
-
-    async def ask(self, x: Question) -> Tensor:
-        """Answer one input.
-
-        Args:
-            x: The input.
-
-        Returns:
-            Raw logits, shape (K,).
-
-        Raises:
-            CancelledError: If the request is given up; it is cancelled in the deployment too.
-        """
-        response = self._handle.answer.remote(x.prepared)
-        self._waiting += 1
-        try:
-            answer: Tensor = await response
-            return answer
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        finally:
-            self._waiting -= 1
-
-    async def close(self) -> None:
-        """Hold nothing."""
-
-
 class _Ingress:
     """The router's deployment; its application does the work."""
 
@@ -157,9 +95,6 @@ def build(args: Mapping[str, Any]) -> Application:
     Raises:
         InputError: If the repository or a setting is not usable.
     """
-    from coin_hf.serve.http import make_app
-    from coin_hf.serve.service import open_target
-
     settings = ServeSettings.model_validate({**(args.get("settings") or {}), "backend": "ray"})
     repo, revision = str(args["target"]), args.get("revision")
     target = open_target(repo, settings, revision)

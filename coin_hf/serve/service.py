@@ -232,7 +232,7 @@ def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], li
             [RemoteNetwork(name, urls[name], target.rows, target.task, seconds) for name in coded],
         )
     if settings.backend == "ray":
-        from coin_hf.serve.ray_backend import RayNetwork
+        from coin_hf.serve.ray_network import RayNetwork
 
         return (
             [RayNetwork(name, "expert", i) for i, name in enumerate(names)],

@@ -109,7 +109,7 @@ EXPERTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "other class count": (
         other_classes,
-        ["classes: 'low' has 10, 'odd' has 7", "'fc.weight' is (10, ", " in 'low', (7, "],
+        ["'low' has no class names to match", "give its 10 names as `labels`"],
     ),
     "other normalisation": (
         other_normalisation,

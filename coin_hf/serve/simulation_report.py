@@ -1,5 +1,6 @@
 """Show what a simulation found: a table, and the p99 as a figure."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def table(outcomes: Sequence[Outcome], style: Style = "plain") -> str:
             f"{each.load:g}",
             each.layout,
             str(each.machines),
-            *(number(value) for value in (each.p50, each.p95, each.p99)),
+            *("-" if math.isnan(v) else number(v) for v in (each.p50, each.p95, each.p99)),
             *(number(100 * share) for share in (each.refused, each.failed)),
             number(each.work, "{:.2f}"),
         ]

@@ -148,12 +148,18 @@ def test_the_page_shows_what_the_results_hold(study: dict[str, Any]) -> None:
             assert cell in page or not alone
 
 
-def test_no_rate_was_chosen_on_test_rows(study: dict[str, Any]) -> None:
+def test_rates_were_chosen_by_validation_accuracy(study: dict[str, Any]) -> None:
     found = json.loads((TEXT / "results.json").read_text(encoding="utf-8"))
-    for name, rate in found["good"].items():
-        tried = {e["rate"]: e["accuracy"] for e in found["trainings"] if e["dataset"] == name}
-        assert tried[rate] == max(tried.values())
+    known = {(e["dataset"], e["rate"]): e["accuracy"] for e in found["trainings"]}
+    for name in study["DATASETS"]:
+        good, high = found["good"][name], found["high"][name]
+        assert known[name, good] == max(known[name, rate] for rate in study["RATES"])
+        least = known[name, good] - study["LOSS"]
+        passed = study["HIGH"].index(high) if high in study["HIGH"] else len(study["HIGH"])
+        assert all(known[name, rate] < least for rate in study["HIGH"][:passed])
+        assert known[name, high] >= least
+    for each in found["trainings"]:
+        assert each["accuracy"] == max(check["accuracy"] for check in each["checks"])
     for case in found["cases"]:
-        if case["rate"] == "high":
-            assert all(each["nda"] >= study["FAILS"] for each in case["choice"][:-1])
-            assert {e["rate"] for e in case["experts"]} == {case["choice"][-1]["rate"]}
+        used = {e["dataset"]: e["rate"] for e in case["experts"]}
+        assert used == {name: found[case["rate"]][name] for name in study["CASES"][case["case"]]}

@@ -4,10 +4,10 @@
     python recipes/experiments/text/study.py [--folder FOLDER] [--seeds 0 1 2]
 
 MiniLM-L6 is fine-tuned, all its parameters, for each dataset of a case, with a head of its own. The
-good rate of a dataset is that of the best validation accuracy. The high rate of a case is the first
-of `HIGH` at which plain averaging fails on validation rows: its NDA there is below `FAILS` percent;
-or the last. Then averaging and COIN are compared, with and without `layerwise`, on P = 200 samples
-and at most 500 test texts an expert. No choice sees test data.
+good rate of a dataset is that of `RATES` with the best validation accuracy; the high rate is the
+first of `HIGH` whose validation accuracy is at most `LOSS` lower: experts that still work, but have
+moved farther from their start. Then averaging and COIN are compared, with and without `layerwise`,
+on P = 200 samples and at most 500 test texts an expert. No choice sees test data.
 
 Writes `results.json` beside this file, and from it the tables of `README.md`. What is there already
 is not made again: the same command goes on after a stop.
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetuning import MAX_LENGTH, finetune
+from finetuning import MAX_LENGTH, SAID, finetune
 
 from coin_hf.comparison.compare import compare
 from coin_hf.comparison.statistics import average_of
@@ -41,13 +41,14 @@ LABELS = {
     "movies, things": "2 and 8, none shared",
     "things, topics": "8 and 8, 4 shared",
 }
-RATES, HIGH = (1e-4, 2e-4), (5e-4, 1e-3)
+RATES, HIGH = (1e-4, 2e-4), (5e-4, 3e-4)
 """Learning rates: the good one is among the first, the high one among the others."""
-FAILS = 90.0
-"""NDA of averaging on validation rows, in percent, below which it fails."""
-PLAIN: list[dict[str, Any]] = [{"coder": "averaging"}]
+LOSS = 0.05
+"""What an expert of the high rate may lose in validation accuracy, as a share."""
+FISHER = {"estimator": "probe", "probes": 4}
+"""How the Fisher is estimated: exactly for as few classes as probes."""
 CODERS: list[dict[str, Any]] = [
-    *PLAIN,
+    {"coder": "averaging"},
     {"coder": "coin"},
     {"coder": "averaging", "name": "averaging + layerwise", "refine": ["layerwise"]},
     {"coder": "coin", "name": "COIN + layerwise", "refine": ["layerwise"]},
@@ -67,16 +68,16 @@ def place(folder: Path, name: str, rate: float) -> Path:
 
 
 def recipe(
-    folder: Path, case: str, rates: Mapping[str, float], title: str, **changes: Any
+    folder: Path, case: str, title: str, rates: Mapping[str, float], seeds: Sequence[int]
 ) -> Recipe:
     """Return a case's recipe.
 
     Args:
         folder: Where to work.
         case: The case.
+        title: Which rates these are.
         rates: Learning rate of each dataset's expert.
-        title: Name of the comparison's folder.
-        changes: Further keys of the recipe.
+        seeds: Seeds of the samples' draws.
 
     Returns:
         The recipe.
@@ -92,10 +93,11 @@ def recipe(
                 for name in CASES[case]
             },
             "classes": "name",
+            "fisher": FISHER,
             "samples": {"per_expert": 100},
+            "compare": {"coders": CODERS, "seeds": list(seeds)},
             "evaluation": {"split": "test", "batch_size": 50, "limit": 500},
             "output": str(folder / "compared" / f"{case.replace(', ', '_')}-{title}"),
-            **changes,
         }
     )
 
@@ -108,59 +110,42 @@ def good_rates(folder: Path) -> dict[str, float]:
     }
 
 
-def high_rates(folder: Path, case: str) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Choose the rate at which averaging fails, on validation rows.
+def high_rate(folder: Path, name: str, good: float) -> float:
+    """Return a dataset's high rate; the good one, if at none of the higher ones it works.
 
     Args:
         folder: Where to work.
-        case: The case.
+        name: The dataset.
+        good: Its good rate.
 
     Returns:
-        The rate, the same for both datasets, and what was measured for the choice.
+        The first of `HIGH` at which validation accuracy is at most `LOSS` below the good one's.
     """
-    tried: list[dict[str, float]] = []
-    rates: dict[str, float] = {}
-    for rate in HIGH:
-        rates = dict.fromkeys(CASES[case], rate)
-        for name in rates:
-            train(folder, name, rate)
-        said = compare(
-            recipe(
-                folder,
-                case,
-                rates,
-                f"choice-{rate:.0e}",
-                compare={"coders": PLAIN, "seeds": [0]},
-                evaluation={"split": "validation", "batch_size": 50, "limit": 200},
-            )
-        )
-        tried.append({"rate": rate, "nda": said["rows"][0]["mean_nda"]})
-        print(case, tried[-1], flush=True)
-        if tried[-1]["nda"] < FAILS:
-            break
-    return rates, tried
+    least = train(folder, name, good)["accuracy"] - LOSS
+    works = (rate for rate in HIGH if train(folder, name, rate)["accuracy"] >= least)
+    return next(works, good)
 
 
 def measure(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Make the experts, compare the coders for every case, and keep what the page shows."""
     good = good_rates(folder)
+    high = {name: high_rate(folder, name, rate) for name, rate in good.items()}
+    print("good", good, "high", high, flush=True)
     cases = []
-    for case in CASES:
-        high, tried = high_rates(folder, case)
-        for title, rates in (("good", good), ("high", high)):
-            said = compare(
-                recipe(
-                    folder, case, rates, title, compare={"coders": CODERS, "seeds": list(seeds)}
-                ),
-                progress=True,
-            )
-            experts = [train(folder, name, rates[name]) for name in CASES[case]]
-            cases.append(
-                {"case": case, "rate": title, "choice": tried, **_kept(said, experts)},
-            )
+    for title, rates in (("high", high), ("good", good)):
+        for case, pair in CASES.items():
+            said = compare(recipe(folder, case, title, rates, seeds), progress=True)
+            experts = [train(folder, name, rates[name]) for name in pair]
+            cases.append({"case": case, "rate": title, **_kept(said, experts)})
             print(case, title, [(r["name"], r["mean_nda"]) for r in said["rows"]], flush=True)
-    tried = [train(folder, name, rate) for name in DATASETS for rate in RATES]
-    return {"good": good, "trainings": tried, "cases": cases}
+    trainings = [
+        train(folder, name, rate)
+        for name in DATASETS
+        for rate in (*RATES, *HIGH)
+        if (place(folder, name, rate) / SAID).is_file()
+    ]
+    cases.sort(key=lambda each: (list(CASES).index(each["case"]), each["rate"]))
+    return {"good": good, "high": high, "trainings": trainings, "cases": cases}
 
 
 def _kept(said: Mapping[str, Any], experts: Sequence[dict[str, Any]]) -> dict[str, Any]:

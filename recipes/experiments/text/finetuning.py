@@ -1,4 +1,4 @@
-"""Fine-tune MiniLM on a dataset of texts, all of its parameters, with a head of its own."""
+"""Fine-tune MiniLM on a dataset of texts, all of it or an adapter, with a head of its own."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -24,7 +25,7 @@ SAID = "training.json"
 
 
 def finetune(
-    foundation: Path, data: Path, folder: Path, *, rate: float, seed: int
+    foundation: Path, data: Path, folder: Path, *, rate: float, seed: int, adapter: bool = False
 ) -> dict[str, Any]:
     """Fine-tune, and keep the parameters of the best validation accuracy among those measured.
 
@@ -37,6 +38,7 @@ def finetune(
         folder: Where the expert goes.
         rate: AdamW's learning rate at its height.
         seed: Seed of the head, the order of texts, and dropout.
+        adapter: Train a LoRA adapter of rank 8 and the head, and save these alone.
 
     Returns:
         Rate, steps, and validation accuracy as a share, also of every check.
@@ -57,6 +59,15 @@ def finetune(
     model.num_labels = model.config.num_labels = len(names)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: k for k, name in enumerate(names)}
+    if adapter:
+        kind = LoraConfig(
+            task_type="SEQ_CLS",
+            r=8,
+            lora_alpha=16,
+            target_modules=["query", "key", "value"],
+            modules_to_save=["classifier"],
+        )
+        model = get_peft_model(model, kind)
     batches = {split: _Batches(rows[split], tokenizer) for split in rows}
     checks: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
@@ -69,6 +80,8 @@ def finetune(
             print(f"{folder.name}: {step} steps, {accuracy:.3f}", file=sys.stderr, flush=True)
     model.load_state_dict(best)
     model.save_pretrained(folder)
+    if adapter:
+        model.config.save_pretrained(folder)  # the names of the classes
     tokenizer.save_pretrained(folder)
     top = max(checks, key=lambda check: check["accuracy"])
     said = {"rate": rate, "steps": top["step"], "accuracy": top["accuracy"], "checks": checks}
@@ -112,7 +125,8 @@ class _Batches:
 
 def _steps(model: nn.Module, batches: _Batches, rate: float) -> Iterator[int]:
     """Train, and yield the number of steps taken."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=DECAY, fused=True)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / WARM_UP, (STEPS - k) / (STEPS - WARM_UP))
     )

@@ -7,7 +7,8 @@ MiniLM-L6 is fine-tuned, all its parameters, for each dataset of a case, with a 
 good rate of a dataset is that of `RATES` with the best validation accuracy; the high rate is the
 first of `HIGH` whose validation accuracy is at most `LOSS` lower: experts that still work, but have
 moved farther from their start. Then averaging and COIN are compared, with and without `layerwise`,
-on P = 200 samples and at most 500 test texts an expert. No choice sees test data.
+on P = 200 samples and at most 500 test texts an expert. No choice sees test data. One case is run
+with LoRA adapters of rank 8 too, at one rate that was not chosen.
 
 Writes `results.json` beside this file, and from it the tables of `README.md`. What is there already
 is not made again: the same command goes on after a stop.
@@ -41,6 +42,10 @@ LABELS = {
     "movies, things": "2 and 8, none shared",
     "things, topics": "8 and 8, 4 shared",
 }
+ADAPTED = "things, topics"
+"""The case that is run with adapters too."""
+ADAPTERS = 1e-3
+"""The adapters' learning rate."""
 RATES, HIGH = (1e-4, 2e-4), (5e-4, 3e-4)
 """Learning rates: the good one is among the first, the high one among the others."""
 LOSS = 0.05
@@ -60,6 +65,22 @@ def train(folder: Path, name: str, rate: float) -> dict[str, Any]:
     expert = place(folder, name, rate)
     said = finetune(FOUNDATION, DATA / name, expert, rate=rate, seed=DATASETS.index(name))
     return {"dataset": name, **said}
+
+
+def train_adapter(folder: Path, name: str) -> dict[str, Any]:
+    """Fine-tune a LoRA adapter for a dataset; what it says of its training."""
+    seed, expert = DATASETS.index(name), folder / "experts" / f"{name}-adapter"
+    said = finetune(FOUNDATION, DATA / name, expert, rate=ADAPTERS, seed=seed, adapter=True)
+    return {"dataset": name, **said}
+
+
+def adapted(folder: Path, seeds: Sequence[int]) -> Recipe:
+    """Return the recipe of the case with adapters."""
+    plain = recipe(folder, ADAPTED, "adapters", dict.fromkeys(DATASETS, ADAPTERS), seeds).dump()
+    for expert in plain["experts"]:
+        expert["model"] = str(folder / "experts" / f"{expert['name']}-adapter")
+        expert["base"] = str(FOUNDATION)
+    return Recipe.from_dict(plain)
 
 
 def place(folder: Path, name: str, rate: float) -> Path:
@@ -138,6 +159,10 @@ def measure(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
             experts = [train(folder, name, rates[name]) for name in pair]
             cases.append({"case": case, "rate": title, **_kept(said, experts)})
             print(case, title, [(r["name"], r["mean_nda"]) for r in said["rows"]], flush=True)
+    experts = [train_adapter(folder, name) for name in CASES[ADAPTED]]
+    said = compare(adapted(folder, seeds), progress=True)
+    cases.append({"case": ADAPTED, "rate": "adapters", **_kept(said, experts)})
+    print("adapters", [(r["name"], r["mean_nda"]) for r in said["rows"]], flush=True)
     trainings = [
         train(folder, name, rate)
         for name in DATASETS

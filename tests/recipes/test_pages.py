@@ -1,0 +1,63 @@
+"""Pages of experiments hold what their committed results say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from recipe_scripts import script
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "recipes" / "experiments"
+
+
+@pytest.mark.parametrize("name", ["labels", "serving"])
+def test_a_page_is_rendered_from_its_results(name: str, tmp_path: Path) -> None:
+    page = tmp_path / f"{name}.md"
+    text = (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8")
+    emptied = re.sub(
+        r"(<!-- [\w-]+: begin -->\n).*?(<!-- [\w-]+: end -->)", r"\1\2", text, flags=re.S
+    )
+    assert emptied != text
+    page.write_text(emptied, encoding="utf-8")
+    results = json.loads((EXPERIMENTS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    with script(EXPERIMENTS / f"{name}.py") as module:
+        module["render"](results, page)
+    assert page.read_text(encoding="utf-8") == text
+
+
+def rows_of_labels() -> list[str]:
+    cases = json.loads((EXPERIMENTS / "results" / "labels.json").read_text(encoding="utf-8"))
+    found = []
+    for case in cases:
+        if case["classes"] == "separate" and case["case"] in ("0-5, 4-9", "0-3, 3-6, 6-9"):
+            ndas = {row["name"]: row["mean_nda"] for row in case["rows"]}
+            found.append(
+                f"| MNIST {case['case']}, `separate` | {case['no coded model']:.1f} "
+                f"| {ndas['averaging']:.1f} | {ndas['coin']:.1f} | {ndas['COIN + layerwise']:.1f} |"
+            )
+    return found
+
+
+def rows_of_texts() -> list[str]:
+    said = json.loads((EXPERIMENTS / "text" / "results.json").read_text(encoding="utf-8"))
+    with script(EXPERIMENTS / "text" / "study.py") as study:
+        labels = study["LABELS"]
+    found = []
+    for case in said["cases"]:
+        if case["rate"] == "high":
+            continue
+        ndas = {row["name"]: row["mean_nda"] for row in case["rows"]}
+        kind = "adapters" if case["rate"] == "adapters" else "texts"
+        found.append(
+            f"| {kind}: {case['case']} ({labels[case['case']]}) | {case['no coded model']:.1f} "
+            f"| {ndas['averaging']:.1f} | {ndas['coin']:.1f} | {ndas['COIN + layerwise']:.1f} |"
+        )
+    return sorted(found, reverse=True)
+
+
+def test_the_readmes_table_of_kinds_is_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- kinds -->\n")[2].partition("<!-- /kinds -->")[0]
+    shown = table.splitlines()[2:]
+    assert shown == [*rows_of_labels(), *rows_of_texts()]

@@ -20,7 +20,7 @@ from coin_hf.serve.answers import FUNCTIONS, Function, elements
 from coin_hf.serve.events import Reply
 from coin_hf.serve.network import Late, Overloaded, Unanswered
 from coin_hf.serve.query import Decoded
-from coin_hf.serve.question import Question, from_base64, question
+from coin_hf.serve.question import Question, TooLarge, from_base64, question
 from coin_hf.serve.service import Service, Target
 from coin_hf.serve.settings import ServeSettings
 
@@ -261,8 +261,7 @@ def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _input_error(request: Request, error: Exception) -> Response:
-    message = str(error)
-    return _said(413 if "above the limit" in message else 400, message)
+    return _said(413 if isinstance(error, TooLarge) else 400, str(error))
 
 
 def _unanswered(request: Request, error: Exception) -> Response:

@@ -15,6 +15,10 @@ from coin_hf.serve.settings import LimitBlock
 Task = Literal["image-classification", "text-classification"]
 
 
+class TooLarge(InputError):
+    """An input above a limit."""
+
+
 @dataclass(frozen=True, eq=False)
 class Question:
     """The input of a query."""
@@ -36,13 +40,14 @@ def read_image(data: bytes, limits: LimitBlock) -> PIL.Image.Image:
         The image, decoded.
 
     Raises:
-        InputError: If it is no image, is damaged, or has too many pixels.
+        InputError: If it is no image, or is damaged.
+        TooLarge: If it has too many pixels.
     """
     with boundary("the request's body is no image that can be read", "send a JPEG or PNG file"):
         image = PIL.Image.open(io.BytesIO(data))
         width, height = image.size  # from the header: nothing is decoded yet
     if width * height > limits.pixels:
-        raise InputError(
+        raise TooLarge(
             f"the image has {width} x {height} pixels, above the limit of {limits.pixels}: send a "
             "smaller one"
         )

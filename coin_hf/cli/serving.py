@@ -68,12 +68,14 @@ def simulate(
     from dataclasses import asdict
 
     try:
+        from coin_hf.serve.figures import check_figure
         from coin_hf.serve.settings import read_block
         from coin_hf.serve.simulation import Scenario
         from coin_hf.serve.simulation import simulate as run
         from coin_hf.serve.simulation_report import draw, table
     except ImportError as error:
         raise InputError(NEEDED.format(error.name)) from error
+    check_figure(figure)
     scenario = read_block(Scenario, "simulate", file, override)
     outcomes = run(scenario)
     if figure is not None:
@@ -106,9 +108,11 @@ def load(
     from dataclasses import asdict
 
     try:
+        from coin_hf.serve.figures import check_figure
         from coin_hf.serve.load import draw, put_load
     except ImportError as error:
         raise InputError(NEEDED.format(error.name)) from error
+    check_figure(figure)
     if bool(file) == bool(text):
         raise InputError("say what to send: --file IMAGE or --text TEXT, once for each")
     try:

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
 
 from coin_hf.errors import InputError, reason_of
 from coin_hf.reports.tables import aligned, number
-from coin_hf.serve.simulation_report import KINDS
+from coin_hf.serve.figures import draw_to
 
 COLORS = {"direct": "#1f4e8c", "decoded": "#3a8f5d", "failed": "#b0432f"}
 
@@ -186,29 +187,21 @@ def draw(report: Report, path: Path) -> None:
     Raises:
         InputError: If it is another kind of file, or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    if path.suffix not in KINDS:
-        raise InputError(f"{path} is no figure: give a file that ends in {' or '.join(KINDS)}")
-    canvas = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
-    for kind, color in COLORS.items():
-        mine = [each for each in report.asked if each.answer == kind]
-        if mine:
-            times, took = [each.at for each in mine], [1000 * each.seconds for each in mine]
-            axes.plot(times, took, ".", color=color, label=f"{kind} ({len(mine)})", markersize=4)
-    if report.killed_at is not None:
-        axes.axvline(report.killed_at, color="black", linewidth=0.8, linestyle=":")
-        axes.annotate("process ended", (report.killed_at, 1), xycoords=("data", "axes fraction"),
-                      xytext=(4, -10), textcoords="offset points", fontsize=8)  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_xlabel("seconds since the start")
-    axes.set_ylabel("milliseconds until the answer")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    try:
-        canvas.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error}; choose another place") from error
+    def axes_of(axes: Any) -> None:
+        for kind, color in COLORS.items():
+            mine = [each for each in report.asked if each.answer == kind]
+            if mine:
+                times, took = [each.at for each in mine], [1000 * each.seconds for each in mine]
+                label = f"{kind} ({len(mine)})"
+                axes.plot(times, took, ".", color=color, label=label, markersize=4)
+        if report.killed_at is not None:
+            axes.axvline(report.killed_at, color="black", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                "process ended", (report.killed_at, 1), xycoords=("data", "axes fraction"),
+                xytext=(4, -10), textcoords="offset points", fontsize=8,
+            )  # fmt: skip
+        axes.set_xlabel("seconds since the start")
+        axes.set_ylabel("milliseconds until the answer")
+
+    draw_to(path, axes_of)

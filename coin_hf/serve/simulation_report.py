@@ -3,15 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from coin_hf.errors import InputError
 from coin_hf.reports.tables import Style, aligned, number
+from coin_hf.serve.figures import draw_to
 from coin_hf.serve.simulation import LAYOUTS, Outcome, Scenario
 
 COLORS = {
     "uncoded": "#b0432f", "replicas": "#3a8f5d", "coded": "#1f4e8c", "standby": "#8a6fb0"
 }  # fmt: skip
-KINDS = (".png", ".svg")
 
 
 def table(outcomes: Sequence[Outcome], style: Style = "plain") -> str:
@@ -50,28 +50,18 @@ def draw(scenario: Scenario, outcomes: Sequence[Outcome], path: Path) -> None:
     Raises:
         InputError: If it is another kind of file, or cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    if path.suffix not in KINDS:
-        raise InputError(f"{path} is no figure: give a file that ends in {' or '.join(KINDS)}")
-    canvas = Figure(figsize=(6.0, 3.8), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots()
-    for layout in LAYOUTS:
-        mine = [each for each in outcomes if each.layout == layout]
-        label = f"{layout} ({mine[0].machines} machines)"
-        loads, tails = [each.load for each in mine], [each.p99 for each in mine]
-        axes.plot(loads, tails, "-o", color=COLORS[layout], label=label, markersize=4)
-    axes.set_yscale("log")
-    axes.set_xlabel("load of each uncoded server")
-    axes.set_ylabel("p99 (mean service times)")
-    kind = "every query to all experts" if scenario.queries == "all" else "each query to one expert"
-    down = f", {scenario.down} server(s) down" if scenario.down else ""
-    axes.set_title(f"N = {scenario.experts}, M = {scenario.coded}: {kind}{down}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    try:
-        canvas.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error}; choose another place") from error
+    def axes_of(axes: Any) -> None:
+        for layout in LAYOUTS:
+            mine = [each for each in outcomes if each.layout == layout]
+            label = f"{layout} ({mine[0].machines} machines)"
+            loads, tails = [each.load for each in mine], [each.p99 for each in mine]
+            axes.plot(loads, tails, "-o", color=COLORS[layout], label=label, markersize=4)
+        axes.set_xlabel("load of each uncoded server")
+        axes.set_ylabel("p99 (mean service times)")
+        every = scenario.queries == "all"
+        kind = "every query to all experts" if every else "each query to one expert"
+        down = f", {scenario.down} server(s) down" if scenario.down else ""
+        axes.set_title(f"N = {scenario.experts}, M = {scenario.coded}: {kind}{down}", fontsize=10)
+
+    draw_to(path, axes_of)

@@ -61,3 +61,11 @@ def test_the_readmes_table_of_kinds_is_of_the_results() -> None:
     table = readme.partition("<!-- kinds -->\n")[2].partition("<!-- /kinds -->")[0]
     shown = table.splitlines()[2:]
     assert shown == [*rows_of_labels(), *rows_of_texts()]
+
+
+def test_the_routers_cost_is_as_measured() -> None:
+    found = json.loads((ROOT / "recipes/benchmarks/results/router.json").read_text())
+    page = (EXPERIMENTS / "serving.md").read_text(encoding="utf-8")
+    assert f"takes {found['alone_ms']:.0f} ms" in page
+    assert f"adds {found['added_ms']:.2f} ms" in page
+    assert f"at {found['throughput']:.2f} times" in page

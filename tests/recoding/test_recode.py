@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -373,9 +372,14 @@ def test_an_expert_that_changed_is_refused(two: Path, places: Path, tmp_path: Pa
 def test_an_expert_of_another_architecture_is_refused(
     two: Path, places: Path, tmp_path: Path
 ) -> None:
-    odd = save_timm(tmp_path / "odd", timm_model(num_classes=7))
-    with pytest.raises(InputError, match=re.escape("'fc.weight' has shape (7, ")):
+    other = timm_model(architecture="test_efficientnet")
+    odd = save_timm(tmp_path / "odd", other, architecture="test_efficientnet")
+    with pytest.raises(InputError, match="'odd' has test_efficientnet"):
         recode(two, tmp_path / "out", add=[Newcomer(str(odd), "low")])
+    few = save_timm(tmp_path / "few", timm_model(num_classes=7))
+    with pytest.raises(InputError, match=r"'few' has no class names .* its 7 names"):
+        recode(two, tmp_path / "out", add=[Newcomer(str(few), "low")])
+    assert not (tmp_path / "out").exists()
 
 
 MEMORY = """

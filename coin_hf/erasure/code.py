@@ -75,10 +75,9 @@ class ErasureCode:
                 f"got {list(losses)}"
             )
         self.losses = None if losses is None else tuple(float(loss) for loss in losses)
-        self.labels = labels
-        """The logits that each expert has; None if all have all."""
         if labels is not None:
             check_label_sets(labels, self.num_experts)
+        self.labels = labels
         worst = worst_amplification(self.rows)
         if worst >= BAD:
             warnings.warn(
@@ -169,7 +168,11 @@ class ErasureCode:
         return {c: weighted_sum(answers, row).to(dtype) for c, row in enumerate(self.rows)}
 
     def decode(
-        self, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+        self,
+        experts: Mapping[int, Tensor],
+        coded: Mapping[int, Tensor],
+        *,
+        only: int | None = None,
     ) -> dict[int, Tensor]:
         """Compute the missing answers, on the tensors' device, in float32 or wider.
 
@@ -177,6 +180,7 @@ class ErasureCode:
             experts: The available answers by expert index, tensors of equal shape (B, K).
             coded: The available coded answers by index of the coded model, same shape; may be
                 empty when nothing is missing.
+            only: The one missing expert that is wanted; by default all.
 
         Returns:
             The missing answers by expert index, in the answers' dtype; empty when none is
@@ -191,29 +195,32 @@ class ErasureCode:
         check_numbers(numbers(experts), there, self.rows)
         if not missing:
             return {}
-        self.check_decodable(missing, there)
+        self.check_decodable(missing, there, only=only)
         check_shapes(experts, coded)
+        wanted = missing if only is None else (only,)
         if self.labels is None:
-            return self._recovered(missing, experts, coded)
-        found = {i: torch.zeros_like(coded[there[0]]) for i in missing}
+            every = self._recovered(missing, experts, coded)
+            return {i: every[i] for i in wanted}
+        found = {i: torch.zeros_like(coded[there[0]]) for i in wanted}
         for owners, rows in self.labels.groups.items():
             lost = tuple(i for i in owners if i not in experts)
-            if not lost:
+            if not (mine := [i for i in wanted if i in lost]):
                 continue
             here = {i: experts[i][..., rows] for i in owners if i in experts}
             answers = self._recovered(lost, here, {c: coded[c][..., rows] for c in there})
-            for i, answer in answers.items():
-                found[i][..., rows] = answer
+            for i in mine:
+                found[i][..., rows] = answers[i]
         return found
 
-    def check_decodable(self, missing: Sequence[int], coded: Sequence[int]) -> None:
-        """Check that there are enough coded answers: one for each missing expert.
-
-        Of experts with label sets of their own, only those that share a label count together.
+    def check_decodable(
+        self, missing: Sequence[int], coded: Sequence[int], *, only: int | None = None
+    ) -> None:
+        """Check that there is a coded answer for each missing expert that shares a label.
 
         Args:
             missing: Indices of the missing experts.
             coded: Indices of the coded models that answer.
+            only: As for `decode`.
 
         Raises:
             ValueError: If there are too few, which says of which experts.
@@ -221,7 +228,7 @@ class ErasureCode:
         everyone = tuple(range(self.num_experts))
         for owners in (everyone,) if self.labels is None else self.labels.groups:
             lost = [i for i in owners if i in missing]
-            if len(lost) > len(coded):
+            if len(lost) > len(coded) and (only is None or only in owners):
                 raise ValueError(
                     f"cannot decode experts {lost} from experts "
                     f"{[i for i in everyone if i not in missing]} and coded models {list(coded)}: "

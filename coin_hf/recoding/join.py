@@ -44,7 +44,7 @@ class Joined:
     class_order: ClassOrder | None
     """The rows of its own classes, if they are not its own head's."""
     labels: list[str] | None
-    """Their names, if so."""
+    """Their names, if it has any."""
     source: Path | None
     """The file that holds its Fisher, if already computed."""
     fisher: Mapping[str, Tensor]
@@ -107,7 +107,7 @@ def join(
     )
     cast_expert(expert, floating_dtype(coded))
     check_runs(expert)
-    expert = _in_rows_of(coded, with_labels(expert, block.labels), recipe)
+    expert = _in_rows_of(coded, with_labels(expert, block.labels), recipe, coin)
     check_alignment([coded, expert])
     if published is not None:
         return _published(published, block, expert, coin)
@@ -128,14 +128,15 @@ def join(
     return _joined(coin, expert, None, values, metadata)
 
 
-def _in_rows_of(coded: Expert, expert: Expert, recipe: Recipe) -> Expert:
+def _in_rows_of(coded: Expert, expert: Expert, recipe: Recipe, coin: CoinRecord) -> Expert:
     """Place an expert's rows among the coded model's, which must have all its labels."""
     if recipe.classes == "separate":
         raise InputError(
             "the experts were coded with `classes: separate`, so that one that joins would need "
             "rows of its own: encode again from a recipe with all experts"
         )
-    known, (wider, placed) = coded.num_classes, in_common_rows([coded, expert], recipe.classes)
+    classes = recipe.classes or ("name" if coin.label_sets is not None else None)
+    known, (wider, placed) = coded.num_classes, in_common_rows([coded, expert], classes)
     if wider.num_classes > known:
         new = [name for name in placed.own_names or () if name not in (coded.label_names or ())]
         raise InputError(
@@ -188,8 +189,7 @@ def _joined(
     values: Mapping[str, Tensor],
     metadata: dict[str, str],
 ) -> Joined:
-    named = expert.class_order is not None and expert.own_names is not None
-    labels = list(expert.own_names or ()) if named else None
+    labels = None if expert.own_names is None else list(expert.own_names)
     return Joined(
         coin.library, expert.license, expert.class_order, labels, source, values, metadata
     )

@@ -46,12 +46,13 @@ def coin_record(
     from coin_hf.fisher import resolve_estimator
 
     said = recipe.dump()
+    differ = len({expert.label_names for expert in experts}) > 1  # joined in the coded models
     for expert, entry in zip(experts, said["experts"], strict=True):
         entry |= {"library": expert.library}
         if expert.class_order is not None:
             entry |= {"class_order": expert.class_order.dump()}
-            if expert.own_names is not None:
-                entry |= {"labels": list(expert.own_names)}
+        if expert.own_names is not None and (differ or expert.class_order is not None):
+            entry |= {"labels": list(expert.own_names)}
         if expert.base is not None:
             entry |= {"base": expert.base.model, "base_revision": expert.base.revision}
     said["fisher"]["estimator"] = resolve_estimator(experts[0].num_classes, recipe.fisher.estimator)

@@ -63,7 +63,7 @@ def logits_of(answer: Any, labels: Sequence[str]) -> Tensor:
     except (TypeError, KeyError, ValueError) as error:
         raise InputError("the answer holds no list of labels and scores") from error
     lacking = [label for label in labels if label not in scores]
-    if lacking or len(answer) != len(labels):
+    if lacking or not len(answer) == len(scores) == len(set(labels)) == len(labels):
         raise InputError(
             f"the answer has {len(answer)} classes, not the {len(labels)} of the expert"
             + (f": '{lacking[0]}' is not there" if lacking else "")

@@ -116,13 +116,5 @@ class Decoder:
             ValueError: If the answers do not suffice or have other shapes.
         """
         rows = {i: columns(answer, self.orders[i], "own") for i, answer in experts.items()}
-        if self.code.labels is not None:  # what others lack is no part of this expert's answer
-            shared = {expert, *self.code.labels.sharing(expert)}
-            like = next(iter(coded.values()))
-            rows |= {
-                i: like.new_zeros(like.shape)
-                for i in range(self.code.num_experts)
-                if i not in shared and i not in rows
-            }
-        found = self.code.decode(rows, coded)[expert]
+        found = self.code.decode(rows, coded, only=expert)[expert]
         return columns(found, self.orders[expert], "rows")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -159,7 +159,13 @@ async def _room(service: Service) -> AsyncIterator[None]:
 
 async def _read(request: Request, service: Service) -> Asked:
     """Read a request: an image's bytes, or JSON of `inputs` and `parameters`."""
-    body = await _body(request, service.settings.limits.body)
+    limits = service.settings.limits
+    try:
+        body = await asyncio.wait_for(_body(request, limits.body), limits.seconds)
+    except asyncio.TimeoutError:
+        raise HTTPException(408, f"the body did not come in {limits.seconds:g} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the sender left") from None
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     image = service.target.task == "image-classification"
     if kind != "application/json" and image:
@@ -173,12 +179,13 @@ async def _read(request: Request, service: Service) -> Asked:
     if not isinstance(data, dict) or not isinstance(data.get("inputs"), str):
         raise HTTPException(422, 'send {"inputs": "..."}, one string')
     raw = from_base64(data["inputs"]) if image else data["inputs"]
-    parameters = data.get("parameters") or {}
+    parameters = data.get("parameters")
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise HTTPException(422, "`parameters` must be an object")
     known = ("top_k", "function_to_apply", "decoded")
     if unknown := sorted(parameters.keys() - set(known)):
-        raise HTTPException(422, f"unknown parameter '{unknown[0]}': known are {', '.join(known)}")
+        raise HTTPException(422, f"unknown parameter {unknown[0]!a}: known are {', '.join(known)}")
     top_k = parameters.get("top_k")
     if top_k is not None and (type(top_k) is not int or top_k < 1):
         raise HTTPException(422, "`top_k` must be a whole number from 1 on")
@@ -192,7 +199,9 @@ async def _read(request: Request, service: Service) -> Asked:
 
 def _one_of(parameters: dict[str, Any], key: str, known: Sequence[Any]) -> Any:
     """Return one of some words; the first where none is given."""
-    given = parameters.get(key) or known[0]
+    given = parameters.get(key)
+    if given is None:
+        return known[0]
     if given not in known:
         raise HTTPException(422, f"`{key}` must be one of {', '.join(known)}")
     return given

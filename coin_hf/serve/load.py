@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import numpy as np
@@ -149,7 +150,8 @@ async def _ask(
     start = time.perf_counter()
     headers = {"content-type": content_type}
     try:
-        async with session.post(f"{url}/models/{name}", data=body, headers=headers) as response:
+        place = f"{url}/models/{quote(name, safe='')}"
+        async with session.post(place, data=body, headers=headers) as response:
             await response.read()
             status = response.status
             kind = response.headers.get("x-coin-answer", "failed") if status == 200 else "failed"

@@ -51,12 +51,12 @@ class LocalNetwork:
     @property
     def waiting(self) -> int:
         """The number of requests in work."""
-        return len(self._queue) + self._running
+        return sum(not future.done() for _, future in self._queue) + self._running
 
     @property
     def stops(self) -> bool:
         """Whether a cancelled request ends there: while it waits, but not while it runs."""
-        return bool(self._queue)
+        return any(not future.done() for _, future in self._queue)
 
     async def ask(self, x: Question) -> Tensor:
         """Answer one input, in a batch with others that wait.
@@ -66,27 +66,17 @@ class LocalNetwork:
 
         Returns:
             Raw logits, shape (K_i,), on the CPU.
-
-        Raises:
-            CancelledError: If the request is given up; it ends while it waits, not while it runs.
         """
         future: asyncio.Future[Tensor] = asyncio.get_running_loop().create_future()
-        entry = (x.prepared, future)
-        self._queue.append(entry)
+        self._queue.append((x.prepared, future))
         if self._runner is None or self._runner.done():
             self._runner = asyncio.ensure_future(self._run())
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if entry in self._queue:
-                self._queue.remove(entry)
-            raise
+        return await future  # a request that is given up cancels it, and is left out of batches
 
     async def _run(self) -> None:
         """Run batches until nothing waits."""
         loop = asyncio.get_running_loop()
-        while self._queue:
-            batch = self._batch()
+        while batch := self._batch():
             self._running = len(batch)
             try:
                 inputs = [x for x, _ in batch]
@@ -103,11 +93,15 @@ class LocalNetwork:
                 self._running = 0
 
     def _batch(self) -> list[Waiting]:
-        """Take the first requests of one form."""
-        found = [self._queue.popleft()]
-        form = self._form(found[0][0])
-        while self._queue and len(found) < self._most and self._form(self._queue[0][0]) == form:
-            found.append(self._queue.popleft())
+        """Take the first requests of one form that somebody waits for."""
+        found: list[Waiting] = []
+        while self._queue and len(found) < self._most:
+            if self._queue[0][1].done():
+                self._queue.popleft()
+            elif not found or self._form(self._queue[0][0]) == self._form(found[0][0]):
+                found.append(self._queue.popleft())
+            else:
+                break
         return found
 
     @torch.inference_mode()

@@ -99,11 +99,20 @@ class Query:
                 if self.own in race.pending:
                     state.breakers[self.expert].missed()
                 return state.reply(race, self.expert, "decoded", self.began)
-            if not race.pending:
-                names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
-                raise Unanswered(f"'{self.name}' has no answer: {names} failed")
+            if self.own not in race.pending and not self.hopeful():
+                if reason != "down" or self.own in race.failed:
+                    names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
+                    raise Unanswered(f"'{self.name}' has no answer: {names} failed")
+                race.start(*self.own)  # it counts as down, but no other way is left
             if self.own in await race.step(None) and self.own in race.failed:
                 state.breakers[self.expert].missed()
+
+    def hopeful(self) -> bool:
+        """Say whether the answers that may still come could suffice."""
+        keys = self.race.arrived.keys() | self.race.pending
+        others = {number for kind, number in keys if kind == "expert" and number != self.expert}
+        coded = {number for kind, number in keys if kind == "coded"}
+        return self.state.decoder.suffices(self.expert, others, coded)
 
     def direct(self) -> Reply:
         """Return the expert's own answer, and learn from it."""

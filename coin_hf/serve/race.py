@@ -88,6 +88,8 @@ class Race:
             key = self._tasks.pop(task)
             settled.add(key)
             error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is None and not task.result().isfinite().all():
+                error = ValueError("its logits are not finite")
             if error is None:
                 self.arrived[key] = task.result()
             else:

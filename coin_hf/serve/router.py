@@ -63,10 +63,12 @@ class Router:
         try:
             reply = await asyncio.wait_for(query.run(decoded), self.state.settings.limits.seconds)
         except asyncio.TimeoutError as error:
+            if query.own in query.race.pending:
+                self.state.breakers[expert].missed()
             late = Late(f"'{name}' has no answer in {self.state.settings.limits.seconds:g} s")
             self.state.observer.failed(name, late)
             raise late from error
-        except Unanswered as error:
+        except Exception as error:
             self.state.observer.failed(name, error)
             raise
         finally:
@@ -92,7 +94,12 @@ class Router:
         try:
             await asyncio.wait_for(self._collect(race, began), self.state.settings.limits.seconds)
         except asyncio.TimeoutError as error:
-            raise Late(f"too few answers in {self.state.settings.limits.seconds:g} s") from error
+            late = Late(f"too few answers in {self.state.settings.limits.seconds:g} s")
+            self._failed(late)
+            raise late from error
+        except Exception as error:
+            self._failed(error)
+            raise
         finally:
             race.leave()
         answers = race.of("expert")
@@ -103,6 +110,11 @@ class Router:
         for reply in replies:
             self.state.observer.answered(reply)
         return replies
+
+    def _failed(self, error: BaseException) -> None:
+        """Tell the observer that a query to all has no answer: none is given for any expert."""
+        for expert in self.state.experts:
+            self.state.observer.failed(expert.name, error)
 
     async def _collect(self, race: Race, began: float) -> None:
         """Ask all networks, until every expert's answer is there or can be decoded."""

@@ -11,6 +11,7 @@ import torch
 import coin_hf
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
+from coin_hf.experts.classes import JOINED
 from coin_hf.experts.text_preprocessing import TextPreprocessing, preprocessed
 from coin_hf.hub.layout import coded_folder
 from coin_hf.records.coin import CoinRecord
@@ -66,6 +67,8 @@ def open_target(repo: str, settings: ServeSettings, revision: str | None = None)
     ensemble = CodedEnsemble.from_pretrained(repo, revision, experts=here, device=device)
     preprocessing = ensemble.coded.preprocessing  # without the networks, if they run elsewhere
     rows = ensemble.coded.label_names or _numbered(ensemble.coded.num_classes)
+    if not here:
+        _check_names(ensemble)
     orders = [expert.class_order for expert in ensemble.coin.experts]
     counts = [len(rows) if order is None else len(order.rows) for order in orders]
     labels = [
@@ -123,9 +126,7 @@ class Service:
         """
         if name in self.names:
             return self.names.index(name)
-        if name.isdecimal() and int(name) < len(self.names):
-            return int(name)
-        raise KeyError(name)
+        return {str(i): i for i in range(len(self.names))}[name]
 
     @property
     def ready(self) -> bool:
@@ -186,6 +187,12 @@ def check_places(target: Target, settings: ServeSettings) -> None:
     Raises:
         InputError: If a network has no address, or an address no network.
     """
+    for labels in (*target.labels, target.rows):
+        if settings.backend == "remote" and len(set(labels)) < len(labels):
+            raise InputError(
+                "two classes have one name, so that another server's answer cannot be read: tell "
+                "them apart by `labels` in the recipe, or serve with the backend local"
+            )
     urls = settings.urls or {}
     names = [*(expert.name for expert in target.coin.experts), *coded_names(target)]
     if settings.backend == "remote" and urls.keys() != set(names):
@@ -255,6 +262,16 @@ def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], li
             for name, each in zip(coded, ensemble.coded_models, strict=True)
         ],
     )
+
+
+def _check_names(ensemble: CodedEnsemble) -> None:
+    """Refuse class names that stand for several experts', where theirs cannot be asked."""
+    for record, names in zip(ensemble.coin.experts, ensemble.label_names, strict=True):
+        if record.labels is None and any(JOINED in name for name in names or ()):
+            raise InputError(
+                f"the repository does not record the class names of expert '{record.name}', only "
+                "joined ones: encode it again, or serve it with the backend local"
+            )
 
 
 def _numbered(count: int) -> tuple[str, ...]:

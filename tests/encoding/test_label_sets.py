@@ -241,6 +241,23 @@ def test_recoding_widens_as_encoding_does(tmp_path: Path) -> None:
     assert back.label_names == ensemble.label_names
 
 
+def test_joined_rows_keep_each_experts_own_names(tmp_path: Path) -> None:
+    save_digits(tmp_path / "digits")
+    names = {"low": ["cat", "dog", "bird"], "high": ["truck", "ship", "car"]}
+    for name, own in names.items():
+        save_sliced(tmp_path / name, [0, 1, 2], label_names=own)
+    made = recipe(tmp_path, {"low": [0, 1, 2], "high": [0, 1, 2]})
+    blocks = {
+        key: block.model_copy(update={"labels_by": "position"})
+        for key, block in made.datasets.items()
+    }
+    ensemble = encode(made.model_copy(update={"datasets": blocks}))
+    ensemble.save_pretrained(tmp_path / "coded")
+    bare = CodedEnsemble.from_pretrained(tmp_path / "coded")
+    assert bare.coded.label_names == ("cat / truck", "dog / ship", "bird / car")
+    assert bare.label_names == ensemble.label_names == [tuple(own) for own in names.values()]
+
+
 def test_an_expert_with_new_labels_cannot_join(tmp_path: Path) -> None:
     folder = world(tmp_path, {"low": [0, 1, 2], "middle": [2, 3], "high": [3, 4, 5]})
     made = recipe(folder, {"low": [0, 1, 2], "middle": [2, 3]}, fisher={"save": True})

@@ -80,6 +80,18 @@ def test_every_pattern_that_can_be_decoded_is_solved_label_by_label(rows: list[f
         assert decodable == (4 if len(code.rows) == 1 else 7)
 
 
+def test_one_expert_is_decoded_where_others_cannot_be() -> None:
+    sets = LabelSets(rows=((0, 1, 2), (0, 3), (1, 3), (2, 3)), count=4)
+    code = ErasureCode(ErasureCode.design(4, 2).rows, labels=sets)
+    exact = outputs(sets)
+    coded = code.encode(exact)
+    with pytest.raises(ValueError, match=r"cannot decode experts \[1, 2, 3\]"):
+        code.decode({}, coded)
+    found = code.decode({}, coded, only=0)
+    assert list(found) == [0]
+    torch.testing.assert_close(found[0], exact[0], rtol=0, atol=1e-10)
+
+
 def test_who_is_needed() -> None:
     assert SETS.groups == {(0,): (0, 1), (0, 2): (2,), (1, 2): (3,), (1,): (4,), (2,): (5,)}
     assert [SETS.sharing(i) for i in range(3)] == [(2,), (2,), (0, 1)]

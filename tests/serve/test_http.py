@@ -139,6 +139,11 @@ def test_every_bad_input_gets_its_code(server: Server) -> None:
         (422, "`top_k` must be", ask(url, text(IMAGES[0]), top_k=0)),
         (422, "`function_to_apply` must be one", ask(url, text(IMAGES[0]), function_to_apply="x")),
         (422, "`decoded` must be one of", ask(url, text(IMAGES[0]), decoded="x")),
+        (422, "`decoded` must be one of", ask(url, text(IMAGES[0]), decoded=False)),
+        (422, "`parameters` must be", post(url, b'{"inputs": "eA==", "parameters": []}',
+                                           content_type="application/json")),
+        (422, "unknown parameter", ask(url, text(IMAGES[0]), **{"\ud800": 1})),
+        (404, "no expert", post(f"{server.url}/models/{'9' * 5000}", IMAGES[0])),
         (422, "unknown parameter 'topk': known are top_k", ask(url, text(IMAGES[0]), topk=1)),
         (422, "for one expert", ask(f"{server.url}/ensemble", text(IMAGES[0]), decoded="only")),
     ]  # fmt: skip

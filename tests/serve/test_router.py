@@ -314,6 +314,46 @@ async def test_the_deadline_follows_recent_answers() -> None:
     assert world.router.state.deadlines[0].seconds >= 0.1189
 
 
+@virtual
+async def test_an_expert_that_is_back_is_asked_where_no_other_way_is_left() -> None:
+    world = World(breaker={"misses": 1, "probe": 1e3})
+    world.take |= {"e1": DOWN, "c0": DOWN}
+    with pytest.raises(Unanswered):
+        await world.ask(1)
+    world.take["e1"] = 0.1
+    assert (await world.ask(1)).how == "direct"
+    assert world.log.lines.count("e1 failed: Unanswered") == 1
+
+
+@virtual
+async def test_what_cannot_be_decoded_any_more_is_not_waited_for() -> None:
+    world = World(limits={"seconds": 30.0})
+    world.take |= {"e1": DOWN, "c0": DOWN, "e0": 25.0}
+    with pytest.raises(Unanswered):
+        await world.ask(1)
+    assert now() < 1.0
+
+
+@virtual
+async def test_every_query_is_counted_once() -> None:
+    world = World(limits={"seconds": 2.0}, breaker={"misses": 2, "probe": 1e3})
+    world.take = dict.fromkeys(world.take, 9.0)
+    with pytest.raises(Late):
+        await world.router.ask_all(2.0)
+    assert {"e0 failed: Late", "e1 failed: Late"} <= set(world.log.lines)
+    for _ in range(2):
+        with pytest.raises(Late):
+            await world.ask(0, decoded="refuse")
+    assert world.router.state.breakers[0].open  # it hangs, whoever asks
+
+
+@virtual
+async def test_logits_that_are_not_finite_are_no_answer() -> None:
+    world = World()
+    world.experts[1]._answer = lambda x: torch.tensor([float("nan"), 1.0, 2.0, 3.0])
+    assert (await world.ask(1)).how == "decoded"
+
+
 def test_nothing_is_left_to_wait_for() -> None:
     async def never() -> None:
         await asyncio.get_running_loop().create_future()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -192,6 +194,19 @@ def test_too_many_requests_are_refused(coded: Path) -> None:
     assert codes == {200, 429}
     refused = [headers for status, _, headers in found if status == 429]
     assert all(headers["retry-after"] == "1" for headers in refused)
+
+
+def test_a_slow_sender_holds_no_place(coded: Path) -> None:
+    with serving(str(coded), "-o", "limits.waiting=1", "-o", "limits.seconds=2") as running:
+        place = urlsplit(running.url)
+        with socket.create_connection((place.hostname, place.port), timeout=30) as sender:
+            sender.sendall(
+                b"POST /models/low HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\nabc"
+            )
+            time.sleep(0.5)
+            assert post(f"{running.url}/models/low", IMAGES[0])[0] == 429
+            assert b" 408 " in sender.recv(4096)
+        assert post(f"{running.url}/models/low", IMAGES[0])[0] == 200
 
 
 def load(*options: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,7 @@
 """Commands that serve coded models."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,16 @@ import typer
 from coin_hf.cli.output import AsJson, Overrides, plain_json, say
 from coin_hf.errors import InputError
 
-NEEDED = "serving needs {}: pip install 'coin-hf[serve]'"
+
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Say which extra brings what cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"this needs {error.name}, which is not installed: pip install 'coin-hf[{extra}]'"
+        ) from error
 
 
 def serve(
@@ -30,20 +41,14 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a coded model and its experts over HTTP: answers while one of them is slow or down."""
-    try:
+    with _needs("serve"):
         from coin_hf.serve.run import serve as run
         from coin_hf.serve.settings import ServeSettings, read_block
-    except ImportError as error:
-        raise InputError(NEEDED.format(error.name)) from error
     changes = [*override, *([f"backend={backend}"] if backend else [])]
     settings = read_block(ServeSettings, "serve", config, changes)
-    try:
-        if settings.backend == "ray" or print_ray_config:
+    if settings.backend == "ray" or print_ray_config:
+        with _needs("ray"):
             from coin_hf.serve.ray_backend import config_text
-    except ImportError as error:
-        raise InputError(
-            f"the backend `ray` needs {error.name}: pip install 'coin-hf[ray]'"
-        ) from error
     if print_ray_config:
         print(config_text(target, settings, revision), end="")
         return
@@ -67,14 +72,12 @@ def simulate(
     """Simulate servers under load: uncoded, replicas, coded, or a standby for all."""
     from dataclasses import asdict
 
-    try:
+    with _needs("serve"):
         from coin_hf.serve.figures import check_figure
         from coin_hf.serve.settings import read_block
         from coin_hf.serve.simulation import Scenario
         from coin_hf.serve.simulation import simulate as run
         from coin_hf.serve.simulation_report import draw, table
-    except ImportError as error:
-        raise InputError(NEEDED.format(error.name)) from error
     check_figure(figure)
     scenario = read_block(Scenario, "simulate", file, override)
     outcomes = run(scenario)
@@ -107,11 +110,9 @@ def load(
     import json
     from dataclasses import asdict
 
-    try:
+    with _needs("serve"):
         from coin_hf.serve.figures import check_figure
         from coin_hf.serve.load import draw, put_load
-    except ImportError as error:
-        raise InputError(NEEDED.format(error.name)) from error
     check_figure(figure)
     if bool(file) == bool(text):
         raise InputError("say what to send: --file IMAGE or --text TEXT, once for each")

@@ -12,13 +12,12 @@ from dataclasses import replace
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
 from coin_hf.experts.heads import head_tensors, place
+from coin_hf.experts.merged_config import JOINED
 from coin_hf.recipe.blocks import Classes
 from coin_hf.records.coin import ClassOrder
 
 SHOWN = 5
 """Class names listed in a message."""
-JOINED = " / "
-"""What stands between the names of one row that several experts name differently."""
 
 
 def folded(name: str) -> str:

@@ -11,6 +11,8 @@ ORIGIN = ("tag", "license", "origin_url", "url", "file", "source", "hf_hub_id", 
           "custom_load", "paper_ids", "paper_name")  # fmt: skip
 """Keys of timm's `pretrained_cfg` that describe the origin of the weights, not their use."""
 
+JOINED = " / "
+"""What stands between the names of one row that several experts name differently."""
 Names = tuple[str, ...]
 
 
@@ -47,7 +49,7 @@ def merged_names(all_names: Sequence[Names | None]) -> Names | None:
     known = [names for names in all_names if names is not None]
     if not known:
         return None
-    return tuple(" / ".join(dict.fromkeys(column)) for column in zip(*known, strict=True))
+    return tuple(JOINED.join(dict.fromkeys(column)) for column in zip(*known, strict=True))
 
 
 def placed_names(own: Sequence[str] | None, order: ClassOrder) -> tuple[str, ...] | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from coin_hf.experts.merged_config import JOINED
 from coin_hf.recipe import Recipe
 from coin_hf.records.coin import FORMAT, REFINING, SETTINGS, CoinRecord
 from coin_hf.records.measurements import (
@@ -46,7 +47,9 @@ def coin_record(
     from coin_hf.fisher import resolve_estimator
 
     said = recipe.dump()
-    differ = len({expert.label_names for expert in experts}) > 1  # joined in the coded models
+    every = [expert.label_names for expert in experts]
+    # The coded models' names join the experts' where they differ; some hold the sign by nature.
+    differ = len(set(every)) > 1 or any(JOINED in name for own in every for name in own or ())
     for expert, entry in zip(experts, said["experts"], strict=True):
         entry |= {"library": expert.library}
         if expert.class_order is not None:

@@ -1,7 +1,7 @@
 """What a router reports while it answers."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,58 +27,26 @@ class Reply:
     seconds: float
 
 
-class Observer(Protocol):
-    """Who listens to a router's events."""
+class Observer:
+    """Listens to a router's events, and does nothing with them; others override what they hear."""
 
     def answered(self, reply: Reply) -> None:
         """Note an answer."""
-        ...
 
     def failed(self, expert: str, error: BaseException) -> None:
         """Note a request without an answer."""
-        ...
 
     def hedged(self, expert: str, reason: str) -> None:
         """Note that others were asked: the expert is `late`, `failed`, `down` or `asked` about."""
-        ...
 
     def suppressed(self, expert: str, reason: Suppressed) -> None:
         """Note a hedge that was not made: helpers `busy`, or no `tokens` left."""
-        ...
 
     def cancelled(self, network: str) -> None:
         """Note a request to a network that nobody waits for any more."""
-        ...
 
     def wasted(self, network: str) -> None:
         """Note an answer that came too late to be used."""
-        ...
 
     def agreed(self, expert: str, same: bool) -> None:
         """Note whether a decoded and a direct answer that both arrived name the same class."""
-        ...
-
-
-class Unobserved:
-    """Listens to nothing."""
-
-    def answered(self, reply: Reply) -> None:
-        """Ignore it."""
-
-    def failed(self, expert: str, error: BaseException) -> None:
-        """Ignore it."""
-
-    def hedged(self, expert: str, reason: str) -> None:
-        """Ignore it."""
-
-    def suppressed(self, expert: str, reason: Suppressed) -> None:
-        """Ignore it."""
-
-    def cancelled(self, network: str) -> None:
-        """Ignore it."""
-
-    def wasted(self, network: str) -> None:
-        """Ignore it."""
-
-    def agreed(self, expert: str, same: bool) -> None:
-        """Ignore it."""

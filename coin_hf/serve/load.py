@@ -116,8 +116,10 @@ async def put_load(
         What became of each query, in the order sent.
 
     Raises:
-        InputError: If there is no such server, or the process cannot be ended.
+        InputError: If the rate is no number, or there is no such server or process.
     """
+    if not math.isfinite(rate):
+        raise InputError(f"the rate {rate} is no number of queries a second: give one above 0")
     rng = np.random.default_rng(seed)
     timeout = aiohttp.ClientTimeout(total=seconds)
     connector = aiohttp.TCPConnector(limit=0)

@@ -4,13 +4,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from coin_hf.serve.events import Reply, Suppressed
+from coin_hf.serve.events import Observer, Reply, Suppressed
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
-class Metrics:
-    """Counts a router's events; an `Observer`."""
+class Metrics(Observer):
+    """Counts a router's events."""
 
     def __init__(self) -> None:
         """Start at zero, in a registry of its own."""

@@ -95,10 +95,11 @@ class Query:
                 return self.direct()
             others = {j for j in race.of("expert") if j != self.expert}
             if state.decoder.suffices(self.expert, others, race.of("coded")):
-                self.answer = state.decoded(race, self.expert)
                 if self.own in race.pending:
                     state.breakers[self.expert].missed()
-                return state.reply(race, self.expert, "decoded", self.began)
+                reply = state.reply(race, self.expert, "decoded", self.began)
+                self.answer = reply.logits
+                return reply
             if self.own not in race.pending and not self.hopeful():
                 if reason != "down" or self.own in race.failed:
                     names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
@@ -125,8 +126,9 @@ class Query:
             other = state.decoded(race, self.expert)
             own = race.arrived[self.own]
             state.observer.agreed(self.name, bool(own.argmax() == other.argmax()))
-        for key in race.arrived.keys() - {self.own}:
-            state.observer.wasted(race.name(key))
+        for key in race.arrived:
+            if key != self.own:
+                state.observer.wasted(race.name(key))
         return state.reply(race, self.expert, "direct", self.began)
 
     def leave(self) -> None:

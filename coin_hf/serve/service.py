@@ -11,7 +11,7 @@ import torch
 import coin_hf
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
-from coin_hf.experts.classes import JOINED
+from coin_hf.experts.merged_config import JOINED
 from coin_hf.experts.text_preprocessing import TextPreprocessing, preprocessed
 from coin_hf.hub.layout import coded_folder
 from coin_hf.records.coin import CoinRecord

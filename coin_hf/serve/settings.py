@@ -94,7 +94,7 @@ class ServeSettings(Block):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port; 0 for a free one."""
     device: str = "cpu"
-    """Device of the networks (`local` and `ray`)."""
+    """Device of the networks (`local`; `ray` gives each replica what it reserves)."""
     urls: dict[str, str] | None = None
     """For `remote`: each expert's address by name, and each coded model's as `coded`, `coded-1`."""
     deadline: DeadlineBlock = DeadlineBlock()
@@ -111,6 +111,8 @@ class ServeSettings(Block):
                 f"deadline.least ({self.deadline.least:g} s) is above deadline.most "
                 f"({self.deadline.most:g} s)"
             )
+        if self.backend == "ray" and self.port == 0:
+            raise ValueError("`port` 0, a free one, is not for the backend `ray`: give a number")
         if (self.backend == "remote") != (self.urls is not None):
             raise ValueError(
                 "`urls` says where the networks answer, for the backend `remote` alone"

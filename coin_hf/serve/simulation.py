@@ -19,9 +19,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from coin_hf.erasure.code import ErasureCode
 from coin_hf.recipe.blocks import Block, Count, Number, Seed
-from coin_hf.serve.decoder import Decoder
+from coin_hf.serve.decoder import Decoding
 from coin_hf.serve.guards import Deadline
 from coin_hf.serve.network import Overloaded, Unanswered
 from coin_hf.serve.router import Router
@@ -98,9 +97,10 @@ class Outcome:
     layout: Layout
     load: float
     machines: int
-    p50: float
-    p95: float
-    p99: float
+    p50: float | None
+    """In mean service times; None where nothing was answered, as all that follow."""
+    p95: float | None
+    p99: float | None
     refused: float
     """Share of the queries that were refused, as those of an expert that is down."""
     failed: float
@@ -139,6 +139,28 @@ class _Standby:
         self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
     ) -> Tensor:
         return coded[0]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """N experts and M coded models, any N of which suffice; what they answer is not computed."""
+
+    experts: int
+    coded: int
+
+    def helpers(self, expert: int) -> tuple[int, ...]:
+        return tuple(j for j in range(self.experts) if j != expert)
+
+    def parities(self, expert: int) -> tuple[int, ...]:
+        return tuple(range(self.coded))
+
+    def suffices(self, expert: int, experts: Collection[int], coded: Collection[int]) -> bool:
+        return len(experts) + len(coded) >= self.experts
+
+    def decode(
+        self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
+    ) -> Tensor:
+        return next(iter(coded.values()))
 
 
 class _Pair:
@@ -203,11 +225,11 @@ async def _run(scenario: Scenario, layout: Layout, load: float) -> Outcome:
         tasks.append(asyncio.ensure_future(query(number, int(rng.integers(n)))))
     await asyncio.gather(*tasks)
     counted = scenario.count - math.ceil(WARM * scenario.count)
-    p50, p95, p99 = np.quantile(found, [0.5, 0.95, 0.99]) if found else [math.nan] * 3
+    p50, p95, p99 = np.quantile(found, [0.5, 0.95, 0.99]).tolist() if found else [None] * 3
+    work = sum(each.work for each in servers) / scenario.count
     return Outcome(
-        layout, load, len(servers), float(p50), float(p95), float(p99),
-        refused / counted, failed / counted, sum(each.work for each in servers) / scenario.count,
-    )  # fmt: skip
+        layout, load, len(servers), p50, p95, p99, refused / counted, failed / counted, work
+    )
 
 
 def _asking(
@@ -221,8 +243,7 @@ def _asking(
     elif layout == "uncoded":
         one = lambda expert: servers[expert].ask(None)  # noqa: E731
     else:
-        code = ErasureCode.design(n, scenario.coded)
-        decoding = Decoder(code, (None,) * n) if layout == "coded" else _Standby()
+        decoding: Decoding = _Coded(n, scenario.coded) if layout == "coded" else _Standby()
         settings = scenario.router
         if every and layout == "standby":  # as a coded model is asked in a fan-out: without tokens
             freely = HedgeBlock(tokens=1e6, refill=1.0)

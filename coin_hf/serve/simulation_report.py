@@ -30,7 +30,7 @@ def table(outcomes: Sequence[Outcome], style: Style = "plain") -> str:
             f"{each.load:g}",
             each.layout,
             str(each.machines),
-            *("-" if math.isnan(v) else number(v) for v in (each.p50, each.p95, each.p99)),
+            *(number(value, none="-") for value in (each.p50, each.p95, each.p99)),
             *(number(100 * share) for share in (each.refused, each.failed)),
             number(each.work, "{:.2f}"),
         ]
@@ -55,7 +55,8 @@ def draw(scenario: Scenario, outcomes: Sequence[Outcome], path: Path) -> None:
         for layout in LAYOUTS:
             mine = [each for each in outcomes if each.layout == layout]
             label = f"{layout} ({mine[0].machines} machines)"
-            loads, tails = [each.load for each in mine], [each.p99 for each in mine]
+            loads = [each.load for each in mine]
+            tails = [math.nan if each.p99 is None else each.p99 for each in mine]
             axes.plot(loads, tails, "-o", color=COLORS[layout], label=label, markersize=4)
         axes.set_xlabel("load of each uncoded server")
         axes.set_ylabel("p99 (mean service times)")

@@ -1,14 +1,14 @@
 """What the queries of a router share: networks, guards, and who listens."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from coin_hf.serve.decoder import Decoding
-from coin_hf.serve.events import How, Observer, Reply, Unobserved
+from coin_hf.serve.events import How, Observer, Reply
 from coin_hf.serve.guards import Breaker, Deadline, Tokens
 from coin_hf.serve.network import Network
 from coin_hf.serve.race import Key, Race
@@ -38,7 +38,7 @@ class State:
         """
         self.experts, self.coded, self.decoder = tuple(experts), tuple(coded), decoder
         self.settings = settings
-        self.observer: Observer = observer or Unobserved()
+        self.observer = observer or Observer()
         self.now = asyncio.get_running_loop().time
         self.networks: dict[Key, Network] = {
             **{Key("expert", i): each for i, each in enumerate(experts)},
@@ -114,9 +114,7 @@ class State:
             decoded: The answer that was given.
             began: When it was asked.
         """
-        waiter = asyncio.ensure_future(self._compare(task, expert, decoded, began))
-        self._left.add(waiter)
-        waiter.add_done_callback(self._left.discard)
+        self._go_on(self._compare(task, expert, decoded, began))
 
     def probe(self, expert: int, x: Any) -> None:
         """Try an expert that is down, beside the query that is decoded meanwhile.
@@ -125,7 +123,11 @@ class State:
             expert: Its index.
             x: The query's input.
         """
-        task = asyncio.ensure_future(self._probe(expert, x))
+        self._go_on(self._probe(expert, x))
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let work go on beside the queries; a task that nobody holds may be collected."""
+        task = asyncio.ensure_future(work)
         self._left.add(task)
         task.add_done_callback(self._left.discard)
 

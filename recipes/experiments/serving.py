@@ -40,7 +40,7 @@ def measure(count: int) -> dict[str, list[dict[str, Any]]]:
     for name, said in SCENARIOS.items():
         outcomes = simulate(Scenario.model_validate({**said, "count": count}))
         found[name] = [asdict(each) for each in outcomes]
-        print(name, [(each.layout, round(each.p99, 1)) for each in outcomes], flush=True)
+        print(name, [(each.layout, each.p99) for each in outcomes], flush=True)
     return found
 
 

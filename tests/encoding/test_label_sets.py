@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from coin_hf import CodedEnsemble, InputError, Recipe, encode, evaluate, load_expert, recode
 from coin_hf.recoding.changes import Newcomer
+from coin_hf.serve.service import open_target
+from coin_hf.serve.settings import ServeSettings
 
 pytestmark = [
     pytest.mark.slow,
@@ -256,6 +258,23 @@ def test_joined_rows_keep_each_experts_own_names(tmp_path: Path) -> None:
     bare = CodedEnsemble.from_pretrained(tmp_path / "coded")
     assert bare.coded.label_names == ("cat / truck", "dog / ship", "bird / car")
     assert bare.label_names == ensemble.label_names == [tuple(own) for own in names.values()]
+
+
+def test_names_that_hold_the_sign_of_joined_ones_are_recorded(tmp_path: Path) -> None:
+    save_digits(tmp_path / "digits")
+    own = ["T - shirt / top", "bag", "coat"]  # as Fashion-MNIST has them
+    for seed, name in enumerate(("low", "high")):
+        save_sliced(tmp_path / name, [0, 1, 2], seed, label_names=own)
+    made = recipe(tmp_path, {"low": [0, 1, 2], "high": [0, 1, 2]})
+    blocks = {
+        key: block.model_copy(update={"labels_by": "position"})
+        for key, block in made.datasets.items()
+    }
+    encode(made.model_copy(update={"datasets": blocks})).save_pretrained(tmp_path / "coded")
+    places = dict.fromkeys(("low", "high", "coded"), "http://127.0.0.1:1")
+    settings = ServeSettings.model_validate({"backend": "remote", "urls": places})
+    target = open_target(str(tmp_path / "coded"), settings)
+    assert target.labels == (tuple(own), tuple(own))
 
 
 def test_an_expert_with_new_labels_cannot_join(tmp_path: Path) -> None:

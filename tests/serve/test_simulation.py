@@ -76,6 +76,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     found = json.loads(ran.stdout)
     assert [each["layout"] for each in found] == ["uncoded", "replicas", "coded", "standby"]
     assert all(math.isfinite(each["p99"]) for each in found)
+    none = [*command, "--json", "-o", "down=1", "-o", "queries=all"]
+    ran = subprocess.run(none, capture_output=True, text=True, check=True)
+    assert "NaN" not in ran.stdout  # which is no JSON
+    assert json.loads(ran.stdout)[0]["p99"] is None
     ran = subprocess.run([*command, "-o", "down=3"], capture_output=True, text=True)
     assert ran.returncode == 2
     assert "`down` is 3, but there are 2 experts" in ran.stderr

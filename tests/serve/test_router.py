@@ -135,6 +135,15 @@ async def test_the_expert_may_still_come_first() -> None:
 
 
 @virtual
+async def test_where_both_answers_are_there_they_are_compared() -> None:
+    world = World(breaker={"misses": 1})
+    world.take |= {"e1": 0.6, "e0": 0.1, "c0": 0.1}  # all are there at 0.6
+    reply = await world.ask(1)
+    assert (reply.how, reply.used) == ("direct", ("e1",))
+    assert world.log.lines[1:] == ["e1 agreed: True", "c0 wasted", "e0 wasted"]
+
+
+@virtual
 async def test_an_error_is_answered_for_at_once() -> None:
     world = World()
     world.take["e0"] = DOWN

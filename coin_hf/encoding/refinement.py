@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from coin_hf.experts.expert import Expert
 from coin_hf.networks.inputs import take
 from coin_hf.recipe.blocks import RefineBlock
 from coin_hf.records.measurements import Passes, Refinement
-from coin_hf.refiners import Unsuitable, find_head, find_maps, refit_head, refit_layers
+from coin_hf.refiners import LayerRefits, Unsuitable, find_head, find_maps, refit_head
 
 HELD_OUT = 0.2
 """Share of each expert's samples held out to judge the steps, if `samples.held_out` is 0."""
@@ -93,33 +93,32 @@ def refine(context: EncodingContext, coded: Sequence[Expert]) -> tuple[list[Refi
     Raises:
         InputError: If a step cannot work on these networks.
     """
-    refiner = _Refiner(context)
     found: list[Refinement] = []
-    for c, (each, betas) in enumerate(zip(coded, context.rows, strict=True)):
-        before = refiner.loss(each, betas)
-        for block in context.recipe.refine:
-            start = time.perf_counter()
-            old = {name: value.clone() for name, value in each.parameters.items()}
-            set_values(each.model, refiner.step(block, each, betas))
-            after = refiner.loss(each, betas)
-            kept = after is not None and (before is None or after < (1 - GAIN) * before)
-            if not kept:
-                set_values(each.model, old)
-            seconds = round(time.perf_counter() - start, 2)
-            found.append(
-                Refinement(
-                    step=block.step,
-                    coded=c,
-                    before=before,
-                    after=after,
-                    kept=kept,
-                    samples=len(refiner.samples),
-                    held_out=len(refiner.held_out),
-                    seconds=seconds,
+    with _Refiner(context) as refiner:
+        for c, (each, betas) in enumerate(zip(coded, context.rows, strict=True)):
+            before = refiner.loss(each, betas)
+            for block in context.recipe.refine:
+                start = time.perf_counter()
+                old = {name: value.clone() for name, value in each.parameters.items()}
+                set_values(each.model, refiner.step(block, each, c))
+                after = refiner.loss(each, betas)
+                kept = after is not None and (before is None or after < (1 - GAIN) * before)
+                if not kept:
+                    set_values(each.model, old)
+                found.append(
+                    Refinement(
+                        step=block.step,
+                        coded=c,
+                        before=before,
+                        after=after,
+                        kept=kept,
+                        samples=len(refiner.samples),
+                        held_out=len(refiner.held_out),
+                        seconds=round(time.perf_counter() - start, 2),
+                    )
                 )
-            )
-            before = after if kept else before
-    return found, refiner.passes
+                before = after if kept else before
+        return found, refiner.passes
 
 
 class _Refiner:
@@ -131,7 +130,16 @@ class _Refiner:
         self.models = [expert.model for expert in context.experts]
         self.known = [context.logits(model, self.held_out) for model in self.models]
         self.passes = Passes(forward=len(self.models) * len(self.held_out))
+        self._all = len(self.samples) + len(self.held_out)
         self._answers: list[Tensor] | None = None
+        self._layers: LayerRefits | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> "_Refiner":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
     @property
     def answers(self) -> list[Tensor]:
@@ -148,13 +156,32 @@ class _Refiner:
         found = coding_errors(self.known, answers, ErasureCode(betas)).double().mean().item()
         return found if math.isfinite(found) else None
 
-    def step(self, block: RefineBlock, coded: Expert, betas: Sequence[float]) -> dict[str, Tensor]:
+    def layers(self, block: RefineBlock, like: Expert) -> LayerRefits:
+        """What the experts' maps give together, computed once for all coded models."""
+        if self._layers is None:
+            self.passes += Passes(forward=len(self.models) * self._all)
+            memory = None if block.memory == "auto" else int(block.memory * 2**30)
+            made = LayerRefits(
+                like.model,
+                self.models,
+                self.samples.inputs,
+                self.held_out.inputs,
+                betas=self.context.rows,
+                memory=memory,
+                accelerator=self.context.run.accelerator,
+                progress=self.context.run.progress,
+            )
+            self._layers = self._open.enter_context(made)
+        return self._layers
+
+    def step(self, block: RefineBlock, coded: Expert, number: int) -> dict[str, Tensor]:
         """Return the parameters that a step changes."""
         context, samples = self.context, self.samples
         strength = None if block.strength == "auto" else block.strength
         with _explained():
             if block.step == "head":
                 self.passes += Passes(forward=len(samples))
+                betas = context.rows[number]
                 return refit_head(
                     coded.model,
                     samples.inputs,
@@ -163,15 +190,6 @@ class _Refiner:
                     batch_size=context.recipe.evaluation.batch_size,
                     accelerator=context.run.accelerator,
                 )
-            networks = len(self.models) + 1
-            self.passes += Passes(forward=networks * (len(samples) + len(self.held_out)))
-            return refit_layers(
-                coded.model,
-                self.models,
-                samples.inputs,
-                self.held_out.inputs,
-                betas=betas,
-                strength=strength,
-                accelerator=context.run.accelerator,
-                progress=context.run.progress,
-            )
+            layers = self.layers(block, coded)
+            self.passes += Passes(forward=self._all)
+            return layers.refit(coded.model, number, strength=strength)

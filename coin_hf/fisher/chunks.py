@@ -1,6 +1,5 @@
 """Choose how many samples and cotangents run at once, and split the samples into chunks."""
 
-import os
 from collections.abc import Iterator, Sequence
 from math import ceil, isqrt
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from coin_hf.fisher.batched_backward import Plan
 from coin_hf.networks.inputs import take, to_device
+from coin_hf.networks.memory import spare_bytes
 
 CPU_GRADIENTS = 2**25
 """Target for the bytes of gradients alive at once on a CPU: larger blocks only miss the caches. A
@@ -39,7 +39,7 @@ def chunk_sizes(
     Returns:
         Samples per chunk, cotangents per backward pass.
     """
-    budget = _free_bytes(device)
+    budget = spare_bytes(device)
     gradients = ALIVE * plan.widest
     if batch_size is None:
         rows = min(cotangents, WIDE)
@@ -112,15 +112,3 @@ def _pinned(batch: Any) -> Any:
     if isinstance(batch, dict):
         return {name: _pinned(value) for name, value in batch.items()}
     return batch if batch.is_cuda else batch.pin_memory()
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Return the bytes that a chunk may take: a fraction of the free memory, which others share."""
-    if device.type == "cuda":
-        return int(0.5 * torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return int(0.25 * torch.mps.recommended_max_memory())
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError):  # not every system reports it
-        return 2**29

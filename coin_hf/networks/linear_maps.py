@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from coin_hf.networks.patches import patches
+from coin_hf.networks.matmul import product
+from coin_hf.networks.patches import patches, windows
 
 
 class Convolution(NamedTuple):
@@ -89,6 +90,65 @@ class LinearMap:
         stride, padding, dilation, _ = self.convolution
         kernel = self.weight.shape[2:]
         return patches(part, kernel, stride, padding, dilation).flatten(0, 1)
+
+    def chosen_rows(self, chosen: Tensor) -> Tensor:
+        """Return some of the rows of the whole input, without forming the others.
+
+        Args:
+            chosen: Their numbers in `rows(input)`, shape (n,).
+
+        Returns:
+            Shape (n, inputs).
+        """
+        if self.convolution is None:
+            return self.input.flatten(0, -2)[chosen]
+        stride, padding, dilation, _ = self.convolution
+        kernel = self.weight.shape[2:]
+        views = windows(self.input, kernel, stride, padding, dilation)
+        space = views.shape[2 + len(kernel) :]
+        entry, place = chosen // space.numel(), chosen % space.numel()
+        taps = [slice(None)] * (1 + len(kernel))
+        where: tuple[Any, ...] = (entry, *taps, *torch.unravel_index(place, space))
+        return views[where].flatten(1)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Compute the outputs of rows with the current parameters.
+
+        Args:
+            rows: Shape (n, inputs).
+
+        Returns:
+            Shape (n, outputs), in the rows' dtype.
+        """
+        output = product(rows, self.matrix(self.weight).to(rows))
+        return output if self.bias is None else output + self.bias.to(rows)
+
+    def chosen_outputs(self, output: Tensor, chosen: Tensor) -> Tensor:
+        """Return some rows of an output.
+
+        Args:
+            output: The map's output for its whole input.
+            chosen: Their numbers in `flat(output)`, shape (n,).
+
+        Returns:
+            Shape (n, outputs).
+        """
+        if self.convolution is None:
+            return output.flatten(0, -2)[chosen]
+        places = output[0, 0].numel()
+        return output.flatten(2)[chosen // places, :, chosen % places]
+
+    def count_rows(self, output: Tensor) -> int:
+        """Count the rows of an output.
+
+        Args:
+            output: The map's output for its whole input.
+
+        Returns:
+            The length of `flat(output)`.
+        """
+        channels = -1 if self.convolution is None else 1
+        return output.numel() // output.shape[channels]
 
     def flat(self, output: Tensor) -> Tensor:
         """Return outputs as rows, one for each of `rows`.

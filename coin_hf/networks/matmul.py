@@ -27,6 +27,27 @@ def product(rows: Tensor, weight: Tensor) -> Tensor:
     return F.linear(rows, weight)
 
 
+def gram(rows: Tensor) -> Tensor:
+    """Multiply a matrix by its own transpose, each product of two columns once.
+
+    Args:
+        rows: Shape (R, n).
+
+    Returns:
+        rows^T rows, shape (n, n), symmetric to the bit.
+    """
+    columns = rows.T.contiguous()
+    count = len(columns)
+    found = rows.new_empty(count, count)
+    size = max(256, -(-count // 8))
+    for low in range(0, count, size):
+        high = min(low + size, count)
+        part = product(columns[low:high], columns[low:])
+        found[low:high, low:] = part
+        found[high:, low:high] = part[:, high - low :].T
+    return found
+
+
 def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:
     """Call the operator that torch's compiler uses for F.linear; it has no public name."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")

@@ -23,18 +23,40 @@ def patches(
         Shape (B, T, C * taps): T output positions, channels before taps as in a weight.
     """
     n = len(kernel)
+    if all(extent == 1 for extent in kernel):
+        steps = (slice(None, None, step) for step in as_tuple(stride, n))
+        padded = F.pad(inputs, _pads(padding, kernel, as_tuple(dilation, n)))
+        where: tuple[Any, ...] = (slice(None), slice(None), *steps)
+        return padded[where].flatten(2).transpose(1, 2)
+    views = windows(inputs, kernel, stride, padding, dilation)
+    return views.flatten(2 + n).flatten(1, 1 + n).transpose(1, 2)
+
+
+def windows(
+    inputs: Tensor, kernel: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """View the window of each output position, without a copy of it.
+
+    Args:
+        inputs: Shape (B, C, *space), n spatial axes.
+        kernel: Extents of the kernel, n numbers.
+        stride: Stride of the convolution, one number or n.
+        padding: Padding of the convolution, one number or n, or "same" or "valid".
+        dilation: Dilation of the convolution, one number or n.
+
+    Returns:
+        Shape (B, C, *kernel, *positions), overlapping views of the padded inputs.
+    """
+    n = len(kernel)
     strides, dilations = as_tuple(stride, n), as_tuple(dilation, n)
     inputs = F.pad(inputs, _pads(padding, kernel, dilations))
-    if all(extent == 1 for extent in kernel):
-        steps = (slice(None), slice(None), *(slice(None, None, step) for step in strides))
-        return inputs[steps].flatten(2).transpose(1, 2)
     spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     space = [
         (extent - span) // step + 1
         for extent, span, step in zip(inputs.shape[2:], spans, strides, strict=True)
     ]
     offsets = inputs.stride()
-    windows = inputs.as_strided(
+    return inputs.as_strided(
         (*inputs.shape[:2], *kernel, *space),
         (
             *offsets[:2],
@@ -42,8 +64,7 @@ def patches(
             *(o * s for o, s in zip(offsets[2:], strides, strict=True)),
         ),
         inputs.storage_offset(),
-    )  # (B, C, *kernel, *space), overlapping views
-    return windows.flatten(2 + n).flatten(1, 1 + n).transpose(1, 2)
+    )
 
 
 def as_tuple(value: Any, n: int) -> tuple[int, ...]:

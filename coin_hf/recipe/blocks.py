@@ -16,6 +16,7 @@ from pydantic import (
     StrictStr,
     Tag,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -208,6 +209,15 @@ class RefineBlock(Block):
     )
     """Ridge strength towards the current weights, relative to the mean square of the step's inputs;
     `auto` chooses it."""
+    memory: Annotated[Number, Field(gt=0, le=2**20)] | Literal["auto"] = "auto"
+    """GiB of host memory that `layerwise` may use beyond the networks and the samples; what does
+    not fit waits in a temporary file. `auto` takes a quarter of what is free."""
+
+    @model_validator(mode="after")
+    def _used(self) -> "RefineBlock":
+        if self.step == "head" and self.memory != "auto":
+            raise ValueError("`memory` limits the step `layerwise`, not `head`: leave it out")
+        return self
 
 
 def named(key: str) -> Callable[[Any], Any]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from coin_hf.networks.inputs import Inputs, batches, fit_to, repeat_first
 from coin_hf.networks.linear_maps import LinearMap
 from coin_hf.networks.processes import Processes
-from coin_hf.refiners.layerwise import moved
-from coin_hf.refiners.lockstep import Unsuitable, passes
+from coin_hf.refiners.lockstep import Pass, Unsuitable, passes
+from coin_hf.refiners.regression import moved
 
 STRENGTHS = tuple(10.0 ** (step / 2) for step in range(2, -9, -1))
 """Candidates of `strength: auto`: 10 ... 1e-4, two per decade."""
@@ -128,7 +128,7 @@ def find_head(model: nn.Module, inputs: Inputs) -> list[str]:
 
 def _last(model: nn.Module, batch: Inputs) -> tuple[LinearMap, Tensor, Tensor]:
     """Run a batch; return the last map, the input rows of its logits, and the logits."""
-    with passes([model], batch) as [only]:
+    with passes([Pass(model, batch)]) as [only]:
         last: tuple[LinearMap, Tensor, int] | None = None
         stop = only.go()
         while stop is not None:

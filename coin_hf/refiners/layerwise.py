@@ -1,55 +1,53 @@
 """Layerwise refitting: refit each map in turn by least squares on the coded model's inputs."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coin_hf.networks.inputs import Inputs, concatenate, count, fit_to, take
+from coin_hf.networks.inputs import Inputs, fit_to
 from coin_hf.networks.linear_maps import LinearMap
-from coin_hf.networks.matmul import product
-from coin_hf.networks.padding import real_rows, token_mask
+from coin_hf.networks.memory import spare_bytes
+from coin_hf.networks.padding import token_mask
 from coin_hf.networks.processes import Processes
 from coin_hf.refiners.lockstep import Pass, Unsuitable, find_maps, passes
+from coin_hf.refiners.parking import Parking, waiting_bytes
+from coin_hf.refiners.regression import (
+    FewRows,
+    NormalEquations,
+    Regression,
+    best_change,
+    moved,
+)
+from coin_hf.refiners.row_choice import ROWS
+from coin_hf.refiners.shelf import Shelf
+from coin_hf.refiners.targets import FIT, Rows, Targets, gather, picked
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""Candidates of `strength: auto`, tried per map in this order until the error grows again."""
-ENTRIES = 2**24
-"""Most entries of the rows formed at once."""
+"""Candidates of `strength: auto`."""
+CHUNK_BYTES, CHUNK = 2**26, 256
+"""What a chunk may hold while it waits, and the most samples in one: more run no faster."""
 
 
-@torch.no_grad()
 def refit_layers(
     model: nn.Module,
-    experts: Sequence[nn.Module],
+    experts: Iterable[nn.Module],
     inputs: Inputs,
     held_out: Inputs,
     *,
     betas: Sequence[float],
     strength: float | None = None,
+    rows: float = ROWS,
+    memory: int | None = None,
+    batch_size: int | None = None,
     accelerator: Any = None,
     progress: bool = False,
 ) -> dict[str, Tensor]:
-    """Refit the coded model's maps to the weighted average of the experts' map outputs.
+    """Refit one coded model's maps to the weighted average of the experts' map outputs.
 
-    In forward order, for every dense convolution and every linear map, with z_c the coded model's
-    own input (earlier maps already refitted) and a_i the output of expert i's map for the same
-    sample:
-
-        W = argmin sum_r || W z_c,r - sum_i beta_i a_i,r ||^2 + s t || W - W_c ||^2
-
-    r runs over samples and positions (tokens without padding, or patches by im2col). t is the mean
-    of the Gram matrix's diagonal, so that the strength s is dimensionless; a bias is one more
-    input, always 1, with the number of rows as its t. Each map takes the strength with the smallest
-    error on the held-out samples (the first minimum), or stays unchanged if none reduces it.
-
-    This is RegMean (arXiv:2212.09849) for the coding objective: the inputs are the coded model's,
-    not each expert's, and the target is the coded output. Where the maps of all experts are equal
-    and have equal inputs, nothing changes. All networks make one pass over all samples at once,
-    which takes the memory of N + 1 such passes without gradients.
+    `LayerRefits` with one coded model; see there.
 
     Args:
         model: The coded model, in eval mode; copied, not modified.
@@ -59,169 +57,234 @@ def refit_layers(
         held_out: Samples that choose the strength, shape (Q, ...).
         betas: The coded model's weights, shape (N,).
         strength: s; None to choose among `STRENGTHS`.
+        rows: Rows to fit per input of a map, where its input has more.
+        memory: Bytes of host memory to use; by default a part of what is free.
+        batch_size: Samples that go through a network at once; by default chosen by memory.
         accelerator: An `accelerate.Accelerator` whose processes share the samples.
-        progress: Show a bar on stderr, in the main process.
+        progress: Show bars on stderr, in the main process.
 
     Returns:
-        All parameters of the coded model by name. Solved in float64; up to rounding the same for
-        any number of processes.
+        All parameters of the coded model by name.
 
     Raises:
         Unsuitable: If the networks do not apply the same maps, or there is none to refit.
     """
-    places = find_maps(model, inputs)
-    model = copy.deepcopy(model)
-    parameters = dict(model.named_parameters())
-    processes = Processes.of(accelerator)
-    parts = [take(part, processes.part) for part in (inputs, held_out)]
-    # One extra sample at the end, not counted: no process is without samples.
-    batch = fit_to(concatenate([*parts, take(inputs, slice(0, 1))]), model)
-    split, mask = [count(part) for part in parts], token_mask(batch)
-    strengths = STRENGTHS if strength is None else (strength,)
-    done: set[str] = set()
-    with passes([*experts, model], batch) as every, processes.bar("refit", show=progress) as bar:
-        stops = [each.go() for each in every]
-        while True:
-            *others, stop = stops
-            if any((o and o.name) != (stop and stop.name) for o in others):
-                raise Unsuitable("the experts and the coded model do not go through the same maps")
-            if stop is None:
-                break
-            answers = [other() for other in others if other is not None]
-            each = places.get(stop.name, 0)
-            if stop.name not in done and len(stop.input) == each * count(batch):
-                residual = _mean(answers, betas)
-                residual -= stop().to(residual)
-                ends = (0, each * split[0], each * sum(split))
-                flat = stop.flat(residual)
-                try:
-                    real = real_rows(stop, mask, len(flat))
-                except ValueError as error:
-                    raise Unsuitable(str(error)) from error
-                normal = [_Normal(stop, flat, real, *part) for part in pairwise(ends)]
-                for part in normal:
-                    part.reduce(processes)
-                _refit(stop, parameters, normal, strengths)
-                del residual, flat, normal
-                done.add(stop.name)
-                bar.update()
-            answers.append(stop())
-            stops = _advance(every, answers)
-    return {name: value.detach() for name, value in parameters.items()}
+    with LayerRefits(
+        model,
+        experts,
+        inputs,
+        held_out,
+        betas=[betas],
+        rows=rows,
+        memory=memory,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        progress=progress,
+    ) as refits:
+        return refits.refit(model, 0, strength=strength)
 
 
-def _advance(every: Sequence[Pass], answers: list[Tensor]) -> list[LinearMap | None]:
-    """Resume each pass; its answer is released as soon as it is taken."""
-    answers.reverse()
-    return [each.go(answers.pop()) for each in every]
+class LayerRefits:
+    """Refit coded models' maps to the weighted averages of the experts' map outputs.
 
+    In forward order, for every dense convolution and every linear map, with z_c the coded model's
+    own input (earlier maps already refitted) and a_i the output of expert i's map for the same
+    sample:
 
-def _mean(answers: Sequence[Tensor], betas: Sequence[float]) -> Tensor:
-    """Return sum_i beta_i a_i, written so that equal answers are returned unchanged."""
-    dtype = torch.promote_types(answers[0].dtype, torch.float32)
-    first, *others = (answer.to(dtype) for answer in answers)
-    total = first.clone()
-    for beta, other in zip(betas[1:], others, strict=True):
-        total += beta * (other - first)
-    return total
+        W = argmin sum_r || W z_c,r - sum_i beta_i a_i,r ||^2 + s t || W - W_c ||^2
 
+    r runs over samples and positions (tokens without padding, or patches by im2col), or over evenly
+    spaced ones where a map has more than `rows` for each of its inputs. t is the mean of the Gram
+    matrix's diagonal, so that the strength s is dimensionless; a bias is one more input, always 1,
+    with the number of rows as its t. Each map takes the strength with the smallest error on the
+    held-out samples, searched downhill from that of the last map of its shape, or stays unchanged
+    if none that was tried reduces it.
 
-class _Normal:
-    """The normal equations of one map over some samples: Gram, right-hand side, rows, error."""
+    This is RegMean (arXiv:2212.09849) for the coding objective: the inputs are the coded model's,
+    not each expert's, and the target is the coded output. Where the maps of all experts are equal
+    and have equal inputs, nothing changes.
+
+    The experts run once, one after the other, chunk by chunk; what their maps should give together
+    is kept for the rows that are regressed. Then each coded model makes one pass over all chunks,
+    in which every chunk waits at every map. What waits stays within `memory`, beyond the networks
+    and the samples: the rest lies in a temporary file. Solved in float64; up to rounding the result
+    is the same for any number of processes, any memory and any size of chunks.
+    """
 
     def __init__(
-        self, stop: LinearMap, residual: Tensor, real: Tensor | None, begin: int, end: int
+        self,
+        like: nn.Module,
+        experts: Iterable[nn.Module],
+        inputs: Inputs,
+        held_out: Inputs,
+        *,
+        betas: Sequence[Sequence[float]],
+        rows: float = ROWS,
+        memory: int | None = None,
+        batch_size: int | None = None,
+        accelerator: Any = None,
+        progress: bool = False,
     ) -> None:
-        places = len(residual) // len(stop.input)
-        device = "cpu" if residual.device.type == "mps" else residual.device  # mps has no float64
-        width = stop.rows(stop.input[:1]).shape[1]
-        inputs = width + (stop.bias_name is not None)
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        self.gram = zero.new_zeros(inputs, inputs)
-        self.right = zero.new_zeros(inputs, residual.shape[1])
-        self.count, self.error = zero.clone(), zero.clone()
-        step = max(1, ENTRIES // (places * width))
-        for low in range(begin, end, step):
-            high = min(low + step, end)
-            here = slice(low * places, high * places)
-            missing = residual[here]
-            rows = stop.rows(stop.input[low:high]).to(missing)
-            if real is not None:  # padding would be fitted in place of the text
-                rows, missing = rows[real[here]], missing[real[here]]
-            self._add(stop, rows, missing)
+        """Run the experts and keep what their maps should give together.
 
-    def _add(self, stop: LinearMap, rows: Tensor, missing: Tensor) -> None:
-        if stop.bias_name is not None:
-            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        alive = rows.any(0).nonzero().squeeze(1).to(self.gram.device)
-        if len(alive) < rows.shape[1]:  # on small images some taps see only padding
-            rows = rows[:, alive.to(rows.device)]
-        self.gram[alive[:, None], alive] += product(rows.T, rows.T).to(self.gram)
-        self.right[alive] += product(rows.T, missing.T).to(self.right)
-        self.count += len(rows)
-        self.error += missing.square().sum().to(self.error)
+        Args:
+            like: A network of the coded models' architecture, in eval mode.
+            experts: The N experts, in eval mode; each is used up before the next is asked for.
+            inputs: Samples to fit to, shape (P, ...). With an accelerator, the same in every
+                process.
+            held_out: Samples that choose the strength, shape (Q, ...).
+            betas: The coding weights of M coded models, shape (M, N).
+            rows: Rows to fit per input of a map, where its input has more.
+            memory: Bytes of host memory to use; by default a part of what is free.
+            batch_size: Samples that go through a network at once; by default chosen by memory.
+            accelerator: An `accelerate.Accelerator` whose processes share the samples.
+            progress: Show bars on stderr, in the main process.
 
-    def reduce(self, processes: Processes) -> None:
-        """Sum over the processes."""
-        for name in ("gram", "right", "count", "error"):
-            setattr(self, name, processes.sum(getattr(self, name)))
+        Raises:
+            Unsuitable: If the experts do not apply the same maps, or there is none to refit.
+        """
+        self._processes, self._progress = Processes.of(accelerator), progress
+        self._memory = spare_bytes(torch.device("cpu")) if memory is None else memory
+        places, waiting = find_maps(like, inputs), waiting_bytes(like, inputs)
+        if batch_size is None:
+            most = min(CHUNK_BYTES, self._memory // 16) // waiting
+            batch_size = max(1, min(CHUNK, most))
+        self._rows = Rows.of(
+            places,
+            (inputs, held_out),
+            size=batch_size,
+            multiple=rows,
+            processes=self._processes,
+        )
+        own = sum(len(chunk.numbers) for chunk in self._rows.chunks)
+        self._bytes = own * waiting
+        self._targets, self._shelf = Targets(), Shelf(self._memory // 4)
+        steps = len(betas[0]) * len(self._rows.chunks)
+        bar = self._processes.bar("targets", show=progress, unit="batch", total=steps)
+        try:
+            with bar:
+                self._targets.collect(experts, self._rows, betas, self._shelf, bar)
+        except BaseException:
+            self._shelf.close()
+            raise
 
-    def solve(self, strength: float, bias: bool) -> Tensor:
-        """Return the change of the weight (and bias), transposed: (inputs, outputs)."""
-        diagonal = self.gram.diagonal()
-        width = len(diagonal) - bias
-        ridge = diagonal[:width].mean().expand(width)
-        if bias:
-            ridge = torch.cat([ridge, self.count[None]])
-        alive = diagonal.nonzero().squeeze(1)  # an input that is always zero keeps its weights
-        gram = self.gram[alive[:, None], alive]
-        gram.diagonal().add_(strength * ridge[alive])
-        factor, _ = torch.linalg.cholesky_ex(gram)
-        change = torch.zeros_like(self.right)
-        change[alive] = torch.cholesky_solve(self.right[alive], factor)
-        return change
+    def __enter__(self) -> "LayerRefits":
+        """Use the targets in a `with` block."""
+        return self
 
-    def error_of(self, change: Tensor) -> float:
-        """Return the squared error over these samples after a change."""
-        gained = 2 * self.right - self.gram @ change
-        return self.error.item() - (change * gained).sum().item()
+    def __exit__(self, *error: object) -> None:
+        """Drop the targets."""
+        self._shelf.close()
+
+    @torch.no_grad()
+    def refit(
+        self, model: nn.Module, coded: int, *, strength: float | None = None
+    ) -> dict[str, Tensor]:
+        """Refit one coded model.
+
+        Args:
+            model: The coded model, in eval mode; copied, not modified.
+            coded: Its index, the row of `betas`.
+            strength: s; None to choose among `STRENGTHS`.
+
+        Returns:
+            All its parameters by name.
+
+        Raises:
+            Unsuitable: If it does not apply the experts' maps.
+        """
+        model = copy.deepcopy(model)
+        strengths = STRENGTHS if strength is None else (strength,)
+        device, done = next(model.parameters()).device, set[str]()
+        hints: dict[torch.Size, int] = {}
+        on_host = device.type == "cpu"  # what is moved away from there is for the disk
+        room = self._memory // 2 if on_host else spare_bytes(device)
+        bar = self._processes.bar("refit", show=self._progress, total=len(self._rows.places))
+        with Shelf(0 if on_host else self._memory // 2) as shelf, bar:
+            parking = Parking(model, shelf, room)
+            tracked = self._bytes > room
+            every = [
+                Pass(model, fit_to(chunk.inputs, model), parking.tracker() if tracked else None)
+                for chunk in self._rows.chunks
+            ]
+            with passes(every):
+                for name in [*self._targets.order, None]:
+                    regressed = self._next_map(every, parking, name, coded, done)
+                    if regressed is not None:
+                        stop, parts = regressed
+                        for part in parts:
+                            part.close(self._processes)
+                        # Networks repeat their blocks: the last map of this shape is a hint.
+                        shape = stop.weight.shape
+                        begin = min(hints.get(shape, 0), len(strengths) - 1)
+                        change, hints[shape] = best_change(*parts, strengths, begin)
+                        _apply(stop, model, change)
+                        done.add(stop.name)
+                        bar.update()
+        return {name: value.detach() for name, value in model.named_parameters()}
+
+    def _next_map(
+        self, every: Sequence[Pass], parking: Parking, name: str | None, coded: int, done: set[str]
+    ) -> tuple[LinearMap, tuple[Regression, Regression]] | None:
+        """Let every chunk go on to the next map; return its regressions, if it is to be refitted.
+
+        Every pass first gives the output of the map at which it waited, with its present weights.
+
+        Raises:
+            Unsuitable: If it is another map than the experts'.
+        """
+        found: tuple[LinearMap, tuple[Regression, Regression]] | None = None
+        for number, (each, chunk) in enumerate(zip(every, self._rows.chunks, strict=True)):
+            parking.fetch(each)
+            stop = each.go(None if each.stop is None else each.stop())
+            if (None if stop is None else stop.name) != name:
+                raise Unsuitable("the experts and the coded model do not go through the same maps")
+            if stop is None:
+                continue
+            if name not in done and self._rows.refits(stop, chunk):
+                if found is None:
+                    found = stop, self._regressions(stop)
+                if chunk.counted:
+                    self._add(found[1][chunk.part], stop, number, each.inputs, coded)
+            parking.park(each)
+        return found
+
+    def _regressions(self, stop: LinearMap) -> tuple[Regression, Regression]:
+        """Prepare a map's regressions; rows are kept where a factorization is smaller so."""
+        outputs, inputs = stop.matrix(stop.weight).shape
+
+        def prepared(kind: type[Regression]) -> Regression:
+            bias = stop.bias_name is not None
+            return kind(inputs, outputs, bias=bias, device=stop.weight.device)
+
+        each = min(self._targets.extents[stop.name], self._rows.per_sample(stop, FIT))
+        most = self._rows.samples[FIT] * each
+        return prepared(FewRows if 2 * most <= inputs else NormalEquations), prepared(FewRows)
+
+    def _add(
+        self, regression: Regression, stop: LinearMap, number: int, inputs: Inputs, coded: int
+    ) -> None:
+        """Add one chunk's rows, and what the map's outputs lack there."""
+        chunk, extent = self._rows.chunks[number], self._targets.extents[stop.name]
+        total = extent * len(chunk.numbers)
+        chosen = self._rows.chosen(stop, total, chunk, token_mask(inputs))
+        rows = gather(stop, chosen)
+        if self._rows.gathered(stop, extent):
+            answers = stop.of_rows(rows)
+        else:
+            answers = picked(stop, stop(), chosen)
+        target = self._targets.take(number, stop.name, coded, self._shelf)
+        regression.add(rows, target - answers)
 
 
-def _refit(
-    stop: LinearMap,
-    parameters: Mapping[str, Tensor],
-    normal: Sequence[_Normal],
-    strengths: Sequence[float],
-) -> None:
-    """Change one map's parameters in place if that reduces the error on the held-out samples."""
-    fit, held_out = normal
-    best, chosen = held_out.error.item(), None
-    for strength in strengths:
-        change = fit.solve(strength, stop.bias_name is not None)
-        error = held_out.error_of(change)
-        if error < best:
-            best, chosen = error, change
-        elif chosen is not None:
-            break
-    if chosen is None:
+def _apply(stop: LinearMap, model: nn.Module, change: Tensor | None) -> None:
+    """Change a map's parameters in place."""
+    if change is None:
         return
+    parameters = dict(model.named_parameters())
     matrix = stop.matrix(parameters[stop.name])
     inputs = matrix.shape[1]
-    matrix.copy_(moved(matrix, chosen[:inputs].T))
+    matrix.copy_(moved(matrix, change[:inputs].T))
     if stop.bias_name is not None:
         bias = parameters[stop.bias_name]
-        bias.copy_(moved(bias, chosen[-1]))
-
-
-def moved(parameter: Tensor, change: Tensor) -> Tensor:
-    """Add a float64 change to a parameter, rounding once to its dtype.
-
-    Args:
-        parameter: Any shape.
-        change: As many values, in the same order.
-
-    Returns:
-        The sum, in the parameter's dtype on its device.
-    """
-    wide = parameter.detach().to(change.device).to(torch.float64)
-    return (wide + change.reshape(wide.shape)).to(parameter.dtype).to(parameter.device)
+        bias.copy_(moved(bias, change[-1]))

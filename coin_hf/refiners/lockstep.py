@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coin_hf.networks.inputs import Inputs, fit_to, repeat_first
 from coin_hf.networks.linear_maps import Intercept, LinearMap
 from coin_hf.networks.logits import call
+from coin_hf.refiners.tracking import Tracker
 
 
 class Unsuitable(ValueError):
@@ -24,14 +25,17 @@ class _Ended(BaseException):
 class Pass:
     """A forward pass that stops at every map, in a thread that runs only while awaited."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, tracker: Tracker | None = None) -> None:
         """Prepare the pass; nothing runs yet.
 
         Args:
             model: A classifier in eval mode.
             inputs: All its inputs in one batch, on its device.
+            tracker: Follows what the pass holds, if that is to be known.
         """
-        self.model, self.inputs = model, inputs
+        self.model, self.inputs, self.tracker = model, inputs, tracker
+        self.stop: LinearMap | None = None
+        """The map at which the pass waits."""
         self.logits: Tensor | None = None
         """The network's answer, once the pass is complete."""
         self._failure: BaseException | None = None
@@ -52,10 +56,10 @@ class Pass:
             self._thread.start()
         else:
             self._outputs.put(output)
-        stop = self._stops.get()
+        self.stop = self._stops.get()
         if self._failure is not None:
             raise self._failure
-        return stop
+        return self.stop
 
     def close(self) -> None:
         """End the pass, wherever it waits."""
@@ -68,7 +72,7 @@ class Pass:
             device = next(self.model.parameters()).device
             if device.type == "cuda":  # a thread starts on device 0
                 torch.cuda.set_device(device)
-            with torch.no_grad(), Intercept(self.model, self._wait):
+            with torch.no_grad(), Intercept(self.model, self._wait), self.tracker or nullcontext():
                 self.logits = call(self.model, self.inputs)
         except _Ended:
             return
@@ -83,6 +87,8 @@ class Pass:
         output = self._outputs.get()
         if output is None:
             raise _Ended
+        if self.tracker is not None:
+            self.tracker.add(output)
         return output
 
 
@@ -107,7 +113,7 @@ def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
     for size in (2, 3):
         found: dict[str, int] = {}
         batch = repeat_first(fit_to(sample, model), size)
-        with passes([model], batch) as [only]:
+        with passes([Pass(model, batch)]) as [only]:
             stop = only.go()
             while stop is not None:
                 found.setdefault(stop.name, len(stop.input))
@@ -124,17 +130,15 @@ def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
 
 
 @contextmanager
-def passes(models: Sequence[nn.Module], inputs: Inputs) -> Iterator[list[Pass]]:
-    """Prepare a pass of each network, and end them all afterwards.
+def passes(found: Sequence[Pass]) -> Iterator[Sequence[Pass]]:
+    """End passes afterwards, wherever they wait.
 
     Args:
-        models: The networks.
-        inputs: The inputs of all of them.
+        found: The passes.
 
     Yields:
-        The passes, in order.
+        The passes.
     """
-    found = [Pass(model, inputs) for model in models]
     try:
         yield found
     finally:

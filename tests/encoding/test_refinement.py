@@ -202,7 +202,7 @@ def refined(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_repository_tells_it_and_runs_again(refined: Path) -> None:
     coin = json.loads((refined / "coin.json").read_text())
-    assert coin["refine"] == [{"step": "layerwise", "strength": "auto"}]
+    assert coin["refine"] == [{"step": "layerwise", "strength": "auto", "memory": "auto"}]
     assert coin["augment"] == AUGMENT
     result = json.loads((refined / "result.json").read_text())
     (told,) = result["refinements"]

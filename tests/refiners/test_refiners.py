@@ -15,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from coin_hf.coders import average
 from coin_hf.refiners import Unsuitable, find_maps, refit_head, refit_layers
 from coin_hf.refiners import head as head_module
-from coin_hf.refiners.layerwise import moved
-from coin_hf.refiners.lockstep import passes
+from coin_hf.refiners.lockstep import Pass, passes
+from coin_hf.refiners.regression import moved
 
 BETAS = [0.3, 0.7]
 
@@ -79,7 +79,7 @@ def small(seed: int) -> nn.Module:
 def test_layers_are_the_slow_regressions(strength: float) -> None:
     experts, coded, x = [small(1), small(2)], small(3), images(6, 8)
     expected = reference.refitted(copy.deepcopy(coded), experts, x, betas=BETAS, strength=strength)
-    found = refit_layers(coded, experts, x, x, betas=BETAS, strength=strength)
+    found = refit_layers(coded, experts, x, x, betas=BETAS, strength=strength, rows=1e9)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9)
@@ -102,7 +102,7 @@ def test_a_map_that_is_used_twice_is_refitted_where_it_comes_first() -> None:
 
     experts, coded, x = [build(1), build(2)], build(3), images(6, 8)
     expected = reference.refitted(copy.deepcopy(coded), experts, x, betas=BETAS, strength=0.1)
-    found = refit_layers(coded, experts, x, x, betas=BETAS, strength=0.1)
+    found = refit_layers(coded, experts, x, x, betas=BETAS, strength=0.1, rows=1e9)
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-7, atol=1e-9)
 
@@ -110,7 +110,7 @@ def test_a_map_that_is_used_twice_is_refitted_where_it_comes_first() -> None:
 def test_rows_in_parts_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     experts, coded, x = [small(1), small(2)], small(3), images(6, 8)
     whole = refit_layers(coded, experts, x, x[:2], betas=BETAS)
-    monkeypatch.setattr("coin_hf.refiners.layerwise.ENTRIES", 100)
+    monkeypatch.setattr("coin_hf.refiners.regression.ENTRIES", 100)
     parts = refit_layers(coded, experts, x, x[:2], betas=BETAS)
     for name, value in parts.items():
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
@@ -342,7 +342,7 @@ def test_networks_and_random_state_stay_as_they_were(step: str) -> None:
 
 def through(model: nn.Module, x: Tensor) -> tuple[list[str], Tensor]:
     """Go from stop to stop; return their weights' names, and the logits."""
-    with passes([model], x) as [only]:
+    with passes([Pass(model, x)]) as [only]:
         stop, names = only.go(), []
         while stop is not None:
             names.append(stop.name)
@@ -368,10 +368,10 @@ class TestPasses:
     def test_no_thread_is_left_behind(self) -> None:
         coded, experts = three()
         before = threading.active_count()
-        with passes([coded, *experts], images(2)) as every:
+        with passes([Pass(m, images(2)) for m in (coded, *experts)]) as every:
             assert all(each.go() is not None for each in every)
             assert threading.active_count() == before + 3
-        with passes([coded], images(2)):
+        with passes([Pass(coded, images(2))]):
             pass
         assert threading.active_count() == before
 

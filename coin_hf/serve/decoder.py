@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import missing_together
 from coin_hf.experts.heads import columns
 from coin_hf.records.coin import ClassOrder, CoinRecord
 
@@ -91,13 +92,10 @@ class Decoder:
         Returns:
             Whether no label of it is asked of more missing experts than coded models answered.
         """
-        everyone = tuple(range(self.code.num_experts))
-        groups = (everyone,) if self.code.labels is None else tuple(self.code.labels.groups)
-        return all(
-            sum(i not in experts for i in owners) <= len(coded)
-            for owners in groups
-            if expert in owners
-        )
+        count = self.code.num_experts
+        missing = [i for i in range(count) if i not in experts]
+        together = missing_together(self.code.labels, count, missing, len(coded))
+        return not any(expert in lost for lost in together)
 
     def decode(
         self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]

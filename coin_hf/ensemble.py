@@ -6,13 +6,15 @@ methods, whose work lies in the rooms below.
 
 import html
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coin_hf.erasure.alone import Way, check_answerable, decode_or_alone, ways
+from coin_hf.erasure.answers import Names, indices
 from coin_hf.erasure.betas import written
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
@@ -21,21 +23,18 @@ from coin_hf.experts.coded_model import as_stored, save_coded
 from coin_hf.experts.expert import Expert, read_expert
 from coin_hf.experts.heads import columns
 from coin_hf.experts.one_dtype import floating_dtype
-from coin_hf.experts.recorded import load_recorded
+from coin_hf.experts.recorded import load_all_recorded, recorded_names
 from coin_hf.experts.text_preprocessing import preprocessed
 from coin_hf.hub.client import locate
 from coin_hf.hub.layout import CODED_FILES, coded_folder
 from coin_hf.networks.inputs import Inputs, cast
 from coin_hf.networks.logits import call
-from coin_hf.records.coin import ClassOrder, CoinRecord, ExpertRecord
+from coin_hf.records.coin import ClassOrder, CoinRecord
 from coin_hf.reports.result import Result
 from coin_hf.repository.fisher_files import fisher_path, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
 from coin_hf.repository.folder import read_records, write_repository
 from coin_hf.repository.push import push_folder
-
-Names = Collection[int | str]
-"""Experts by index (from 0, in the recipe's order) or by name."""
 
 
 class CodedEnsemble:
@@ -89,7 +88,7 @@ class CodedEnsemble:
         """
         if self.experts is not None:
             return [expert.own_names for expert in self.experts]
-        return [_own_names(expert, self.coded.label_names) for expert in self.coin.experts]
+        return [recorded_names(expert, self.coded.label_names) for expert in self.coin.experts]
 
     def __repr__(self) -> str:
         """Show the experts and betas."""
@@ -132,7 +131,12 @@ class CodedEnsemble:
 
     @torch.no_grad()
     def __call__(
-        self, x: Inputs, missing: Names = (), *, coded: Sequence[int] | None = None
+        self,
+        x: Inputs,
+        missing: Names = (),
+        *,
+        coded: Sequence[int] | None = None,
+        alone: bool = False,
     ) -> list[Tensor]:
         """Return the logits of all experts without running the missing ones.
 
@@ -141,6 +145,9 @@ class CodedEnsemble:
             missing: The missing experts, by name or index, at most M of those that share a label.
             coded: Indices of the coded models to run, at least as many as experts are missing; by
                 default all. Surplus answers are weighted by their coding losses.
+            alone: Answer with a coded model alone for the missing experts that cannot be decoded;
+                `how` says which these are. Of their logits use the argmax alone: they estimate
+                sum_j beta_j f_j, not f_i.
 
         Returns:
             N tensors of logits (B, K_i), decoded for the missing experts, each of its expert's own
@@ -153,10 +160,32 @@ class CodedEnsemble:
         """
         experts, lost = self._loaded(), self._numbers(missing)
         used = self._coded_numbers(coded)
-        self.code.check_decodable(lost, used)
+        check_answerable(self.code, lost, used, alone=alone)
         x = self._cast(x)
         answers = {i: call(e.model, x) for i, e in enumerate(experts) if i not in lost}
         return self._decoded(answers, self.coded_logits(x, used) if lost else {})
+
+    def how(self, missing: Names = (), *, coded: Sequence[int] | None = None) -> dict[str, Way]:
+        """Say how each expert is answered for where some are missing; no network runs.
+
+        Args:
+            missing: The missing experts, by name or index.
+            coded: Indices of the coded models that answer; by default all.
+
+        Returns:
+            By name: `expert`, its own answer; `decoded`; or `alone` where too many experts are
+            missing to decode it: a coded model's own logits with `alone=True`, an error without.
+
+        Raises:
+            ValueError: If a name or index is unknown, or experts are missing and no coded model
+                answers.
+
+        Example:
+            ensemble.how(["low", "high"])  # {'low': 'alone', 'high': 'alone'} for M = 1
+        """
+        lost, used = self._numbers(missing), self._coded_numbers(coded)
+        check_answerable(self.code, lost, used, alone=True)
+        return dict(zip(self.names, ways(self.code, lost, used), strict=True))
 
     @torch.no_grad()
     def coded_logits(self, x: Inputs, coded: Sequence[int] | None = None) -> dict[int, Tensor]:
@@ -176,7 +205,11 @@ class CodedEnsemble:
         return {c: call(self.coded_models[c].model, x) for c in self._coded_numbers(coded)}
 
     def decode(
-        self, answers: Mapping[int | str, Tensor], coded: Mapping[int, Tensor]
+        self,
+        answers: Mapping[int | str, Tensor],
+        coded: Mapping[int, Tensor],
+        *,
+        alone: bool = False,
     ) -> list[Tensor]:
         """Decode the missing answers from those that arrived.
 
@@ -184,6 +217,8 @@ class CodedEnsemble:
             answers: Logits (B, K_i) of the experts that answered, by name or index, each in the
                 order of its own classes, as its repository numbers them.
             coded: Logits of coded models by index, from `coded_logits`.
+            alone: Take a coded model's own for those that cannot be decoded, as when calling the
+                ensemble.
 
         Returns:
             N tensors of logits (B, K_i), in the experts' order, each in that of its own classes.
@@ -196,6 +231,8 @@ class CodedEnsemble:
             low, high = ensemble.decode(answers, ensemble.coded_logits(x))
         """
         came = {self._numbers([who])[0]: logits for who, logits in answers.items()}
+        lost = [i for i in range(len(self.names)) if i not in came]
+        check_answerable(self.code, lost, list(coded), alone=alone)
         rows = {i: columns(logits, self._orders[i], "own") for i, logits in came.items()}
         return self._decoded(rows, coded)
 
@@ -249,8 +286,8 @@ class CodedEnsemble:
         return [expert.class_order for expert in self.coin.experts]
 
     def _decoded(self, rows: Mapping[int, Tensor], coded: Mapping[int, Tensor]) -> list[Tensor]:
-        """Decode the missing answers; return all, each in the order of its expert's own classes."""
-        every = {**rows, **self.code.decode(rows, coded)}
+        """Answer for the missing; return all, each in the order of its expert's own classes."""
+        every = {**rows, **decode_or_alone(self.code, rows, coded)}
         return [columns(every[i], order, "rows") for i, order in enumerate(self._orders)]
 
     def _loaded(self) -> tuple[Expert, ...]:
@@ -267,26 +304,12 @@ class CodedEnsemble:
 
     def _numbers(self, who: Names) -> list[int]:
         """Map experts' names to unique indices, ascending."""
-        if isinstance(who, str):  # itself a collection
-            who = [who]
-        found = set()
-        for each in who:
-            if isinstance(each, str):
-                if each not in self.names:
-                    raise ValueError(
-                        f"there is no expert '{each}': they are named {', '.join(self.names)}"
-                    )
-                found.add(self.names.index(each))
-            else:
-                found.add(_checked("expert", each, len(self.names)))
-        return sorted(found)
+        return indices("expert", who, len(self.names), self.names)
 
     def _coded_numbers(self, numbers: Sequence[int] | None) -> list[int]:
         """Check coded models' indices; None means all."""
         count = len(self.coded_models)
-        if numbers is None:
-            return list(range(count))
-        return sorted({_checked("coded model", number, count) for number in numbers})
+        return list(range(count)) if numbers is None else indices("coded model", numbers, count)
 
     def _write(self, folder: Path) -> None:
         """Write the networks and any Fishers; `write_repository` writes the rest."""
@@ -410,39 +433,7 @@ class CodedEnsemble:
         ]
         loaded = None
         if experts is not False:
-            loaded = _load_experts(coin, experts, coded[0], device)
+            names, dtype = coded[0].label_names, floating_dtype(coded[0])
+            loaded = load_all_recorded(coin.experts, names, dtype, device=device, where=experts)
         check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)
-
-
-def _checked(what: str, number: int, count: int) -> int:
-    if not 0 <= number < count:
-        raise ValueError(f"there is no {what} {number}: they are numbered 0 to {count - 1}")
-    return number
-
-
-def _own_names(record: ExpertRecord, rows: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Return the names of an expert's own classes, given those of all rows."""
-    if record.labels is not None:
-        return tuple(record.labels)
-    order = record.class_order
-    return rows if rows is None or order is None else tuple(rows[row] for row in order.rows)
-
-
-def _load_experts(
-    coin: CoinRecord,
-    places: bool | Sequence[str],
-    coded: Expert,
-    device: torch.device | str | None,
-) -> list[Expert]:
-    """Load the experts that coin.json records, from there or from the given locations."""
-    where: list[str | None] = [None] * len(coin.experts)
-    if not isinstance(places, bool):
-        if len(places) != len(where):
-            raise InputError(f"expected the places of {len(where)} experts, got {len(places)}")
-        where = list(places)
-    dtype = floating_dtype(coded)
-    return [
-        load_recorded(record, coded.label_names, dtype, device=device, where=place)
-        for record, place in zip(coin.experts, where, strict=True)
-    ]

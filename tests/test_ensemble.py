@@ -70,6 +70,35 @@ def test_what_cannot_be_missing(ensemble: CodedEnsemble, coded: Path, x: Tensor)
     assert repr(alone) == "CodedEnsemble(low, high; betas=[0.25, 0.75]; experts not loaded)"
 
 
+@torch.no_grad()
+def test_a_coded_model_answers_alone_where_that_is_asked_for(
+    ensemble: CodedEnsemble, x: Tensor
+) -> None:
+    way_out = r"cannot decode experts \[0, 1\] .*; alone=True takes a coded model's own answer"
+    with pytest.raises(ValueError, match=way_out):
+        ensemble(x, missing=["low", "high"])
+    c = ensemble.coded_logits(x)
+    with pytest.raises(ValueError, match=way_out):
+        ensemble.decode({}, c)
+    for both in (
+        ensemble(x, missing=["low", "high"], alone=True),
+        ensemble.decode({}, c, alone=True),
+    ):
+        assert all(torch.equal(answer, c[0]) for answer in both)
+    assert ensemble.how() == {"low": "expert", "high": "expert"}
+    assert ensemble.how("high") == {"low": "expert", "high": "decoded"}
+    assert ensemble.how([0, 1]) == {"low": "alone", "high": "alone"}
+    one = ensemble(x, missing=[0], alone=True)  # what can be decoded is
+    assert torch.equal(one[0], ensemble(x, missing=[0])[0])
+    for call in (
+        lambda: ensemble.how([0], coded=[]),
+        lambda: ensemble(x, missing=[0], coded=[], alone=True),
+    ):
+        with pytest.raises(ValueError, match="cannot decode experts") as caught:
+            call()
+        assert "alone=True" not in str(caught.value), "no coded model is left to answer"
+
+
 def test_the_code_decodes_answers_one_already_has(ensemble: CodedEnsemble, x: Tensor) -> None:
     with torch.no_grad():
         high, c = ensemble.experts[1].model(x), ensemble.model(x)

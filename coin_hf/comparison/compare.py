@@ -25,6 +25,7 @@ from coin_hf.encoding.refinement import check_steps
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.evaluation.erasures import evaluate_erasures
+from coin_hf.evaluation.methods import CONTROLS
 from coin_hf.experts.expert import Expert
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.blocks import FisherBlock
@@ -163,6 +164,11 @@ class Contest:
         Raises:
             InputError: If one cannot.
         """
+        for contender in self.recipe.contenders:
+            if contender.label in CONTROLS:
+                raise InputError(
+                    f"'{contender.label}' is the name of a control: give the entry another `name`"
+                )
         for per_expert in sorted(set(_sizes(self.recipe)), reverse=True):
             for contender in self.recipe.contenders:
                 context = self.context(contender, per_expert, self.recipe.compare.seeds[0])

@@ -75,7 +75,7 @@ class LabelledRows(ABC, Generic[AnyRow]):
                 f"'{owner.name}' has no class names to match it with: give a column of class "
                 "numbers, or an expert whose config.json names its classes"
             )
-        self.rows = rows_by_class(name, self._names(), self.kept, block, owner)
+        self.rows = rows_by_class(name, self.class_names, self.kept, block, owner)
         columns = [c for c in (*self.contents, self.label_column) if c]
         self.data = self._undecoded(data.select_columns(columns))  # no other column is read
 
@@ -96,8 +96,9 @@ class LabelledRows(ABC, Generic[AnyRow]):
         """How many classes the label filter lets pass."""
         return self.own_classes if self.kept is None else len(self.kept)
 
-    def _names(self) -> list[str]:
-        """Return the names of the dataset's classes, if any."""
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the dataset's classes, if any."""
         feature = self.features.get(self.label_column or "")
         return list(getattr(feature, "names", None) or [])
 
@@ -249,7 +250,7 @@ class LabelledRows(ABC, Generic[AnyRow]):
                 f"dataset '{self.name}' has a label filter but no label column: its columns are "
                 f"{described(self.features)}; name one as datasets.{self.name}.label"
             )
-        return class_numbers(self.name, wanted, self._names())
+        return class_numbers(self.name, wanted, self.class_names)
 
     def _positions(self, data: Dataset) -> np.ndarray:
         """Positions of the rows that pass the label filter, ascending."""

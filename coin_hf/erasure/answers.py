@@ -1,11 +1,14 @@
 """Checks and sums over the answers that arrived, by index of the network that gave them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from coin_hf.erasure.betas import Rows
+
+Names = Collection[int | str]
+"""Networks by index (from 0, in the recipe's order) or by name."""
 
 
 def numbers(answers: Mapping[int, Tensor] | Sequence[int]) -> tuple[int, ...]:
@@ -18,6 +21,32 @@ def numbers(answers: Mapping[int, Tensor] | Sequence[int]) -> tuple[int, ...]:
         The indices.
     """
     return tuple(sorted(answers))
+
+
+def indices(what: str, who: Names, count: int, names: Sequence[str] = ()) -> list[int]:
+    """Map networks, given by name or index, to unique indices.
+
+    Args:
+        what: What they are, in messages.
+        who: Names or indices, or one name.
+        count: The number of networks.
+        names: Their names, in order; by default they are given by index alone.
+
+    Returns:
+        The indices, ascending.
+
+    Raises:
+        ValueError: If there is no such network.
+    """
+    found = set()
+    for each in [who] if isinstance(who, str) else who:  # a text is itself a collection
+        if isinstance(each, str) and each not in names:
+            raise ValueError(f"there is no {what} '{each}': they are named {', '.join(names)}")
+        number = names.index(each) if isinstance(each, str) else each
+        if not 0 <= number < count:
+            raise ValueError(f"there is no {what} {number}: they are numbered 0 to {count - 1}")
+        found.add(number)
+    return sorted(found)
 
 
 def check_numbers(experts: Sequence[int], coded: Sequence[int], rows: Rows) -> None:

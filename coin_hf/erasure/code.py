@@ -17,7 +17,7 @@ from coin_hf.erasure.amplification import (
 from coin_hf.erasure.answers import check_numbers, check_shapes, numbers, weighted_sum, wide
 from coin_hf.erasure.betas import Betas, rows_of, written
 from coin_hf.erasure.design import design
-from coin_hf.erasure.label_sets import LabelSets, check_label_sets
+from coin_hf.erasure.label_sets import LabelSets, check_label_sets, missing_together
 
 
 class ErasureCode:
@@ -225,14 +225,12 @@ class ErasureCode:
         Raises:
             ValueError: If there are too few, which says of which experts.
         """
-        everyone = tuple(range(self.num_experts))
-        for owners in (everyone,) if self.labels is None else self.labels.groups:
-            lost = [i for i in owners if i in missing]
-            if len(lost) > len(coded) and (only is None or only in owners):
+        for lost in missing_together(self.labels, self.num_experts, missing, len(coded)):
+            if only is None or only in lost:
+                answered = [i for i in range(self.num_experts) if i not in missing]
                 raise ValueError(
-                    f"cannot decode experts {lost} from experts "
-                    f"{[i for i in everyone if i not in missing]} and coded models {list(coded)}: "
-                    "one coded model replaces one missing expert"
+                    f"cannot decode experts {lost} from experts {answered} and coded models "
+                    f"{list(coded)}: one coded model replaces one missing expert"
                     + ("" if self.labels is None else " of those that share a label")
                 )
 

@@ -1,6 +1,6 @@
 """The outputs that each expert has: all others of its K are known to be zero."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,6 +77,26 @@ def predicted(sets: LabelSets | None, expert: int, logits: Tensor) -> Tensor:
         Shape (B,), rows of the logits.
     """
     return logits.argmax(1) if sets is None else sets.predict(expert, logits)
+
+
+def missing_together(
+    sets: LabelSets | None, experts: int, missing: Collection[int], coded: int
+) -> list[list[int]]:
+    """Find the missing experts of whom too many share a label for so many coded models.
+
+    Args:
+        sets: The label sets; None if every expert has all K classes.
+        experts: N.
+        missing: Indices of the missing experts.
+        coded: Number of coded models that answer.
+
+    Returns:
+        Groups of more than `coded` missing experts that have a label in common, each ascending: no
+        expert in one of them can be decoded, and every other missing one can.
+    """
+    groups = (tuple(range(experts)),) if sets is None else tuple(sets.groups)
+    found = [[i for i in owners if i in missing] for owners in groups]
+    return [lost for lost in found if len(lost) > coded]
 
 
 def check_label_sets(sets: LabelSets, experts: int) -> None:

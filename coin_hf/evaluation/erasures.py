@@ -13,7 +13,8 @@ from coin_hf.erasure.code import ErasureCode
 from coin_hf.erasure.label_sets import predicted
 from coin_hf.erasure.patterns import erasure_patterns
 from coin_hf.errors import InputError
-from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.evaluation.alone import answer_alone, networks_run, own_rows
+from coin_hf.evaluation.methods import CONTROLS, OUTPUT_AVERAGE
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.experts.text_preprocessing import AnyPreprocessing
 from coin_hf.networks.inputs import fit_to
@@ -54,12 +55,16 @@ def evaluate_erasures(
 ) -> Measurement:
     """Measure every erasure of up to M experts, each missing expert on its own test set.
 
-    Batches are split among the processes, and every input counts once.
+    Batches are split among the processes, and every input counts once. Beside the methods and the
+    controls stands what the first method's coded models answer alone, without the other experts:
+    among all K labels, and among those of the missing expert's own data unless these are all K for
+    every expert, when the two are the same. One expert whose own are all K has both all the same,
+    so that both averages are over all experts.
 
     Args:
         experts: The N experts by name, in eval mode, on this process's device.
-        coded: The M coded models by the method that made them; the first method is checked for
-            detection.
+        coded: The M coded models by the method that made them; the first method, the run's own, is
+            checked for detection and answers alone.
         code: The erasure code; all methods are decoded with its weights.
         test_sets: One for each expert.
         preprocessing: The experts' common preprocessing.
@@ -83,6 +88,8 @@ def evaluate_erasures(
     shard = (processes.rank, processes.world)
     names = list(experts)
     found: dict[tuple[int, ...], dict[int, Erasure]] = {pattern: {} for pattern in patterns}
+    owned = [own_rows(test_set, code.labels, i) for i, test_set in enumerate(test_sets)]
+    told = any(len(own) < test_sets[0].num_classes for own in owned)
     detections, damaged = [], []
     for i, (name, test_set) in enumerate(zip(experts, test_sets, strict=True)):
         mine = [pattern for pattern in patterns if i in pattern]
@@ -97,6 +104,9 @@ def evaluate_erasures(
             f = known[i, number]
             c = {key: [call(model, x).cpu() for model in models] for key, models in coded.items()}
             part = _measure(i, mine, f, c, code, threshold)
+            own = owned[i] if told else None
+            for control, classes in answer_alone(i, next(iter(c.values())), code, own).items():
+                part[(i,), control] = classes
             part["labels"] = torch.tensor([row.truth for row in rows])
             parts.append((number, part))
         parts = sorted(processes.gather(parts), key=lambda part: part[0])
@@ -107,10 +117,11 @@ def evaluate_erasures(
                 f"can be {test_set.readable}: download it again"
             )
         pooled = {key: torch.cat([p[key] for _, p in parts], dim=-1) for key in parts[0][1]}
-        methods = (*coded, OUTPUT_AVERAGE, NO_CODED_MODEL)
+        methods = (*coded, *CONTROLS)
         for pattern in mine:
             beside = [names[j] for j in pattern if j != i]
-            found[pattern][i] = _erasure(name, beside, pattern, methods, pooled)
+            runs = {method: networks_run(method, i, pattern, code) for method in methods}
+            found[pattern][i] = _erasure(name, beside, pattern, runs, pooled)
         if threshold is not None:
             detections.append(_detection(name, pooled))
     erasures = [erasure for each in found.values() for erasure in each.values()]
@@ -122,10 +133,10 @@ def _erasure(
     name: str,
     beside: list[str],
     pattern: tuple[int, ...],
-    methods: Sequence[str],
+    methods: Mapping[str, int | None],
     pooled: Mapping[Any, Tensor],
 ) -> Erasure:
-    """Score every method that answered for an expert in one pattern."""
+    """Score every method that answered for an expert in one pattern, given the networks it runs."""
     own, labels = pooled["expert"], pooled["labels"]
     return Erasure(
         missing=name,
@@ -133,8 +144,14 @@ def _erasure(
         points=len(labels),
         expert_accuracy=(own == labels).double().mean().item(),
         scores={
-            method: score(pooled[pattern, method], own, labels, pooled.get(("errors", method)))
-            for method in methods
+            method: score(
+                pooled[pattern, method],
+                own,
+                labels,
+                pooled.get(("errors", method)),
+                networks=networks,
+            )
+            for method, networks in methods.items()
             if (pattern, method) in pooled
         },
     )

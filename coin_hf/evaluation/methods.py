@@ -4,6 +4,12 @@ OUTPUT_AVERAGE = "output average"
 """Control: the exact sum_i beta_i f_i in place of a coded model; NDA 100 by construction."""
 NO_CODED_MODEL = "no coded model"
 """Control: the beta-weighted mean of the other experts' answers; fhat_i = f_j for N = 2."""
+CODED_ALONE = "coded model alone"
+"""What a coded model answers by itself: argmax f_c(x) over all K labels. One network runs."""
+CODED_ALONE_OWN = "coded alone, own labels"
+"""The same among the labels of the missing expert's own data, which it must then be told."""
+ALONE_CONTROLS = (CODED_ALONE, CODED_ALONE_OWN)
+CONTROLS = (OUTPUT_AVERAGE, NO_CODED_MODEL, *ALONE_CONTROLS)
 AVERAGING = "averaging"
 """Control: coded models by plain averaging; also the coder of that name."""
 UNREFINED = "averaging, not refined"

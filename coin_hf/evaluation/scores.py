@@ -69,7 +69,14 @@ def coding_errors(experts: Sequence[Tensor], coded: Sequence[Tensor], code: Eras
     return torch.stack([(c.double() - targets[m]).square().sum(1) for m, c in enumerate(coded)])
 
 
-def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor | None) -> Score:
+def score(
+    answers: Tensor,
+    expert: Tensor,
+    labels: Tensor | None,
+    errors: Tensor | None,
+    *,
+    networks: int | None = None,
+) -> Score:
     """Score decoded answers.
 
     Args:
@@ -77,6 +84,7 @@ def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor
         expert: Predicted classes of the expert itself, shape (n,).
         labels: True classes, shape (n,), or None.
         errors: Squared coding errors, shape (M, n) or (n,), or None.
+        networks: Number of networks run for an answer, if known.
 
     Returns:
         The score; without labels its NDA and accuracy are None.
@@ -84,11 +92,18 @@ def score(answers: Tensor, expert: Tensor, labels: Tensor | None, errors: Tensor
     loss = None if errors is None else errors.double().mean().item()
     if labels is None:
         agreement = (answers == expert).double().mean().item()
-        return Score(nda=None, decoded_accuracy=None, agreement=agreement, coding_loss=loss)
+        return Score(
+            nda=None,
+            decoded_accuracy=None,
+            agreement=agreement,
+            coding_loss=loss,
+            networks=networks,
+        )
     found = nda(answers.numpy(), labels.numpy(), expert.numpy())
     return Score(
         nda=found["nda"] if found["expert_accuracy"] > 0 else None,
         decoded_accuracy=found["decoded_accuracy"],
         agreement=found["agreement"],
         coding_loss=loss,
+        networks=networks,
     )

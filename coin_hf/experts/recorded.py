@@ -1,9 +1,10 @@
-"""Load an expert as a coded repository records it: pinned, in its dtype, its rows placed."""
+"""Load experts as a coded repository records it: pinned, in their dtype, their rows placed."""
 
 from collections.abc import Sequence
 
 import torch
 
+from coin_hf.errors import InputError
 from coin_hf.experts.classes import with_labels
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import place
@@ -50,3 +51,52 @@ def load_recorded(
         expert = place(expert, order, None if order.width is None else names)
     cast_expert(expert, dtype)
     return expert
+
+
+def load_all_recorded(
+    records: Sequence[ExpertRecord],
+    names: Sequence[str] | None,
+    dtype: torch.dtype,
+    *,
+    device: torch.device | str | None = None,
+    where: bool | Sequence[str] = True,
+) -> list[Expert]:
+    """Load the experts of a coded repository.
+
+    Args:
+        records: Their entries in `coin.json`.
+        names: The class names of all rows, if known.
+        dtype: The coded models' floating dtype.
+        device: Device of the networks; by default the CPU.
+        where: Their present Hub ids or folders, in order; by default the recorded ones.
+
+    Returns:
+        The experts, in order.
+
+    Raises:
+        InputError: If one cannot be found or read, or is not the expert that was coded, or there
+            are not as many places as experts.
+    """
+    places: Sequence[str | None] = [None] * len(records) if isinstance(where, bool) else where
+    if len(places) != len(records):
+        raise InputError(f"expected the places of {len(records)} experts, got {len(places)}")
+    return [
+        load_recorded(record, names, dtype, device=device, where=at)
+        for record, at in zip(records, places, strict=True)
+    ]
+
+
+def recorded_names(record: ExpertRecord, rows: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names of an expert's own classes, as far as its record says them.
+
+    Args:
+        record: Its entry in `coin.json`.
+        rows: The class names of all rows, if known.
+
+    Returns:
+        The names, in the order of its own classes; None if they are not known.
+    """
+    if record.labels is not None:
+        return tuple(record.labels)
+    order = record.class_order
+    return rows if rows is None or order is None else tuple(rows[row] for row in order.rows)

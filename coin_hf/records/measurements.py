@@ -18,6 +18,9 @@ class Score(Record):
     coding_loss: float | None
     """Mean over inputs and coded models of ||f_c - sum_i beta_ci f_i||^2, eq. (5) of
     arXiv:2409.01420; None if nothing is coded."""
+    networks: int | None = None
+    """Networks run for one such answer: N where one of N is decoded with M = 1, 1 for a coded model
+    alone; None for the output average, which nobody can compute, and in older results."""
 
 
 class Erasure(Record):
@@ -31,7 +34,8 @@ class Erasure(Record):
     expert_accuracy: float
     """Share of the expert's own answers that are right."""
     scores: dict[str, Score]
-    """Method -> score: the run's own coded models under the coder's name, and the controls."""
+    """Method -> score: the run's own coded models under the coder's name, and the controls; a coded
+    model alone only where a single expert is missing, as it does not ask the others."""
 
 
 class Detection(Record):

@@ -13,7 +13,7 @@ from coin_hf.records.coin import ExpertRecord
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card_usage import inputs_of, usage
 from coin_hf.reports.safe_text import plain_id, safe
-from coin_hf.reports.tables import cell, labels_table, table
+from coin_hf.reports.tables import alone_note, cell, labels_table, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
 HOW = {
@@ -193,7 +193,7 @@ def _measurements(result: ResultRecord) -> str:
     return f"""NDA = 100 × (right answers decoded) / (right answers of the expert itself), in percent, on the split
 `{result.evaluation.split}`: {_points(result)}. Agreement counts equal answers of the two; the coding loss is the mean squared
 distance of this model's logits from the exact weighted average. *Output average* decodes from that exact
-average (100 by construction); *no coded model* takes the other experts' answer as it is.
+average (100 by construction); *no coded model* takes the other experts' answer as it is.{alone_note(result)}
 
 {table(result, "markdown")}
 

@@ -12,6 +12,8 @@ SIGNS = {
     "lam": {"plain": "λ", "latex": r"$\lambda$"},
     "alpha": {"plain": "α", "latex": r"$\alpha$"},
 }
+ALONE = {"alone": "alone", "alone_own": "alone, own"}
+"""Titles of the NDA of a coded model alone, by key of the summary."""
 ESCAPES = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}",
            "^": r"\textasciicircum{}"}  # fmt: skip
 """LaTeX's special characters, escaped."""
@@ -26,24 +28,26 @@ def comparison_table(result: dict[str, Any], style: Style = "plain") -> str:
 
     Returns:
         One row for each method and number of samples, mean ± standard deviation over the seeds:
-        NDA and agreement in percent, the coding loss on the test sets, the hyperparameter chosen,
-        and for the coding step wall time in seconds, peak memory in MiB, and samples passed
-        forward and backward through a network. The controls come last.
+        NDA and agreement in percent, where measured also the NDA of the coded model alone (one
+        network run for an answer, where decoding runs N for M = 1) and among the labels of the
+        missing expert's data ("alone, own"), the coding loss on the test sets, the hyperparameter
+        chosen, and for the coding step wall time in seconds, peak memory in MiB, and samples
+        passed forward and backward through a network. The controls come last.
     """
     summary, experts = result["summary"], [expert["name"] for expert in result["experts"]]
     several = len({entry["samples"] for entry in summary}) > 1
-    counted = ["P"] if several else []
-    head = ["method", *counted, *(f"NDA '{name}'" for name in experts), "NDA", "agreement"]
+    counted = [("$P$" if style == "latex" else "P")] if several else []
+    alone = {key: title for key, title in ALONE.items() if any(key in entry for entry in summary)}
+    named = "NDA {}" if style == "latex" else "NDA '{}'"
+    head = ["method", *counted, *(named.format(name) for name in experts), "NDA", "agreement"]
+    head += alone.values()
     head += ["coding loss", "chosen", "s", "MiB", "forward", "backward"]
-    if style == "latex":
-        head = ["method", *(["$P$"] if several else []), *(f"NDA {name}" for name in experts)]
-        head += ["NDA", "agreement", "coding loss", "chosen", "s", "MiB", "forward", "backward"]
-    rows = [_row(entry, several, style) for entry in summary]
+    rows = [_row(entry, several, list(alone), style) for entry in summary]
     for name in (OUTPUT_AVERAGE, NO_CODED_MODEL):
         found = result["controls"][name]
         ndas = [_number(found["nda"][expert], "{:.1f}") for expert in experts]
         mean = _number(found["mean_nda"], "{:.1f}")
-        rows.append([TITLES[name], *("" for _ in counted), *ndas, mean, *[""] * 7])
+        rows.append([TITLES[name], *("" for _ in counted), *ndas, mean, *[""] * (7 + len(alone))])
     return _latex(head, rows) if style == "latex" else aligned(head, rows, style, text=1)
 
 
@@ -54,7 +58,7 @@ def title(entry: dict[str, Any]) -> str:
     return str(entry["name"])
 
 
-def _row(entry: dict[str, Any], several: bool, style: Style) -> list[str]:
+def _row(entry: dict[str, Any], several: bool, alone: Sequence[str], style: Style) -> list[str]:
     def spread(found: dict[str, Any], form: str, scale: float = 1.0) -> str:
         if found["mean"] is None:
             return "n/a"
@@ -70,6 +74,7 @@ def _row(entry: dict[str, Any], several: bool, style: Style) -> list[str]:
         *(spread(found, "{:.1f}") for found in entry["nda"].values()),
         spread(entry["mean_nda"], "{:.1f}"),
         spread(entry["agreement"], "{:.1f}", 100),
+        *(spread(entry[key], "{:.1f}") if key in entry else "n/a" for key in alone),
         spread(entry["coding_loss"], "{:.3g}"),
         _chosen(entry, style),
         _number(entry["seconds"]["mean"], "{:.1f}"),

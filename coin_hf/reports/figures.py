@@ -4,17 +4,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from coin_hf.evaluation.methods import AVERAGING, OUTPUT_AVERAGE, UNREFINED
+from coin_hf.evaluation.methods import (
+    AVERAGING,
+    CODED_ALONE,
+    CODED_ALONE_OWN,
+    OUTPUT_AVERAGE,
+    UNREFINED,
+)
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.tables import number, title
 
-COLORS = {"coin": "#1f4e8c", AVERAGING: "#e08a1e", UNREFINED: "#e08a1e", OUTPUT_AVERAGE: "#b8b8b8"}
+COLORS = {
+    "coin": "#1f4e8c",
+    AVERAGING: "#e08a1e",
+    UNREFINED: "#e08a1e",
+    OUTPUT_AVERAGE: "#b8b8b8",
+    CODED_ALONE: "#3a8f5d",
+    CODED_ALONE_OWN: "#9ccbae",
+}
 
 
 def figure(result: ResultRecord | Mapping[str, Any], path: Path) -> None:
     """Draw the NDA of every method for each missing expert as grouped bars.
 
-    If several may be missing, a group for each number of them shows the mean over the patterns.
+    If several may be missing, a group for each number of them shows the mean over the patterns; a
+    method that was not measured on them has no bar there.
 
     Args:
         result: The result, or the content of its `result.json`.
@@ -48,7 +62,7 @@ def figure(result: ResultRecord | Mapping[str, Any], path: Path) -> None:
             label=title(result, method),
             color=COLORS.get(method, "#6b6b6b"),
         )
-        labels = [number(ndas.get(method)) for ndas in found.values()]
+        labels = [number(ndas[method]) if method in ndas else "" for ndas in found.values()]
         axes.bar_label(bars, labels=labels, fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("normalized decoding accuracy (%)")

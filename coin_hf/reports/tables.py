@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from coin_hf.evaluation.methods import AVERAGING, NO_CODED_MODEL, OUTPUT_AVERAGE, UNREFINED
+from coin_hf.evaluation.methods import (
+    ALONE_CONTROLS,
+    AVERAGING,
+    CODED_ALONE,
+    CODED_ALONE_OWN,
+    NO_CODED_MODEL,
+    OUTPUT_AVERAGE,
+    UNREFINED,
+)
 from coin_hf.records.measurements import Score
 from coin_hf.records.result import ResultRecord
 
@@ -18,6 +26,8 @@ TITLES = {
     "distillation": "distillation",
     OUTPUT_AVERAGE: f"{OUTPUT_AVERAGE} (control)",
     NO_CODED_MODEL: f"{NO_CODED_MODEL} (control)",
+    CODED_ALONE: CODED_ALONE,
+    CODED_ALONE_OWN: CODED_ALONE_OWN,
 }
 """Names of the methods in tables and figures."""
 SHOWN = 10
@@ -48,13 +58,17 @@ def table(result: ResultRecord | Mapping[str, Any], style: Style = "plain") -> s
 
     Returns:
         One row for each missing expert and method, then the averages; NDA, accuracies and
-        agreement in percent. If several may be missing, a second table with the NDA of each further
-        pattern. One sentence if nothing was measured.
+        agreement in percent, and how many networks run for one answer, in results that have it. If
+        several may be missing, a second table with the NDA of each further pattern, without the
+        coded model alone: its answers are those of the first table. One sentence if nothing was
+        measured.
     """
     result = ResultRecord.of(result)
     if not result.singles:
         return "not measured yet: run `coin-hf evaluate` on it"
     head = ["missing", "method", "NDA", "accuracy", "expert's own", "agreement", "coding loss"]
+    counted = any(s.networks is not None for e in result.singles for s in e.scores.values())
+    head += ["runs"] if counted else []
     rows = [
         [
             erasure.missing,
@@ -64,18 +78,36 @@ def table(result: ResultRecord | Mapping[str, Any], style: Style = "plain") -> s
             _percent(erasure.expert_accuracy),
             _percent(score.agreement),
             number(score.coding_loss, "{:.4g}", "-"),
+            *([number(score.networks, "{}", "-")] if counted else []),
         ]
         for erasure in result.singles
         for method, score in erasure.scores.items()
     ]
     for method, mean in result.mean_nda.items():
-        rows.append(["average", title(result, method), number(mean), "", "", "", ""])
+        rows.append(["average", title(result, method), number(mean), *[""] * (len(head) - 3)])
     parts = [aligned(head, rows, style, text=2)]
     if len(result.singles) < len(result.erasures):
         parts += [_which(result), _patterns(result, style)]
     if style == "plain" and result.label_sets is not None:
         parts.append(labels_table(result))
     return "\n\n".join(parts)
+
+
+def alone_note(result: ResultRecord) -> str:
+    """Say what the rows of the coded model alone and the column of runs are, for a card.
+
+    Args:
+        result: The result.
+
+    Returns:
+        The sentences, each line after a line break; empty where no such row was measured.
+    """
+    if CODED_ALONE not in result.mean_nda:
+        return ""
+    told = CODED_ALONE_OWN in result.mean_nda
+    own = ", or of those for the labels of\nthe missing expert's data (*own labels*)" * told
+    logits = f"*Coded model alone* takes the largest of the coded model's own logits{own}."
+    return f"\n{logits} *Runs* counts the networks\nthat run for one answer."
 
 
 def labels_table(result: ResultRecord, style: Style = "plain") -> str:
@@ -119,7 +151,7 @@ def _which(result: ResultRecord) -> str:
 
 def _patterns(result: ResultRecord, style: Style) -> str:
     """Render the NDA of every pattern of more than one missing expert, methods side by side."""
-    methods = list(result.mean_nda)
+    methods = [method for method in result.mean_nda if method not in ALONE_CONTROLS]
     rows = [
         [e.missing, ", ".join(e.beside), *(_nda(e.scores.get(m)) for m in methods)]
         for e in result.erasures

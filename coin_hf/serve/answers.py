@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from coin_hf.errors import InputError
+from coin_hf.serve.events import How
 
 Function = Literal["softmax", "sigmoid", "none"]
 FUNCTIONS: tuple[Function, ...] = ("softmax", "sigmoid", "none")
@@ -18,7 +19,7 @@ def elements(
     *,
     top_k: int | None = None,
     function: Function = "softmax",
-    decoded: bool = False,
+    how: How = "direct",
 ) -> list[dict[str, Any]]:
     """Write an answer as classification elements, the best first.
 
@@ -27,10 +28,12 @@ def elements(
         labels: K class names.
         top_k: How many; by default all.
         function: What is applied to the logits.
-        decoded: Whether the answer was computed from others', which each element then says.
+        how: How the answer came about, which each element says where it is not the expert's own.
 
     Returns:
-        `[{"label", "score"}]`, with `"decoded": true` where it is.
+        `[{"label", "score"}]`, with `"decoded": true` where it is computed from others', and also
+        `"alone": true` where it is a coded model's own, so that a client that knows of decoded
+        answers alone takes it for no better.
     """
     wide = logits.double()
     match function:
@@ -39,7 +42,8 @@ def elements(
         case "sigmoid":
             wide = wide.sigmoid()
     best = wide.argsort(descending=True, stable=True)[:top_k].tolist()
-    mark = {"decoded": True} if decoded else {}
+    mark = {} if how == "direct" else {"decoded": True}
+    mark |= {"alone": True} if how == "alone" else {}
     return [{"label": labels[k], "score": wide[k].item(), **mark} for k in best]
 
 

@@ -6,7 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from coin_hf.erasure.alone import closest_coded
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import missing_together
 from coin_hf.experts.heads import columns
 from coin_hf.records.coin import ClassOrder, CoinRecord
 
@@ -30,6 +32,10 @@ class Decoding(Protocol):
         self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
     ) -> Tensor:
         """Compute the answer, shape (B, K_i)."""
+        ...
+
+    def alone(self, expert: int, coded: Mapping[int, Tensor]) -> tuple[int, Tensor]:
+        """Choose an additional network that answers alone; return its index and (B, K_i)."""
         ...
 
 
@@ -91,13 +97,10 @@ class Decoder:
         Returns:
             Whether no label of it is asked of more missing experts than coded models answered.
         """
-        everyone = tuple(range(self.code.num_experts))
-        groups = (everyone,) if self.code.labels is None else tuple(self.code.labels.groups)
-        return all(
-            sum(i not in experts for i in owners) <= len(coded)
-            for owners in groups
-            if expert in owners
-        )
+        count = self.code.num_experts
+        missing = [i for i in range(count) if i not in experts]
+        together = missing_together(self.code.labels, count, missing, len(coded))
+        return not any(expert in lost for lost in together)
 
     def decode(
         self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
@@ -118,3 +121,17 @@ class Decoder:
         rows = {i: columns(answer, self.orders[i], "own") for i, answer in experts.items()}
         found = self.code.decode(rows, coded, only=expert)[expert]
         return columns(found, self.orders[expert], "rows")
+
+    def alone(self, expert: int, coded: Mapping[int, Tensor]) -> tuple[int, Tensor]:
+        """Answer for an expert by the coded model that weights it most.
+
+        Args:
+            expert: Index of the expert.
+            coded: Logits (B, K) of the coded models that answered, at least one.
+
+        Returns:
+            The index of the one that is taken, and its logits (B, K_i) of the expert's own classes
+            in its own order: for their argmax alone, as they estimate sum_j beta_j f_j.
+        """
+        c = closest_coded(self.code.rows, expert, coded)
+        return c, columns(coded[c], self.orders[expert], "rows")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-How = Literal["direct", "decoded"]
+How = Literal["direct", "decoded", "alone"]
 Suppressed = Literal["busy", "tokens"]
 
 
@@ -17,7 +17,8 @@ class Reply:
     logits: Tensor
     """Raw logits of its own classes in its own order, shape (K_i,)."""
     how: How
-    """`direct`: its own; `decoded`: computed from the others'."""
+    """`direct`: its own; `decoded`: computed from the others'; `alone`: a coded model's own, for
+    its argmax alone, as it estimates sum_j beta_j f_j."""
     hedged: bool
     """Whether others were asked for it because it was late or failed."""
     used: tuple[str, ...]

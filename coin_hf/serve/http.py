@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from coin_hf.errors import InputError
 from coin_hf.serve.answers import FUNCTIONS, Function, elements
-from coin_hf.serve.events import Reply
+from coin_hf.serve.events import How, Reply
 from coin_hf.serve.network import Late, Overloaded, Unanswered
 from coin_hf.serve.query import Decoded
 from coin_hf.serve.question import Question, TooLarge, from_base64, question
@@ -28,6 +28,8 @@ RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
 DRAINED = 4
 """A body is read up to this many times its limit before its sender is cut off."""
+FARTHEST: tuple[How, ...] = ("alone", "decoded", "direct")
+"""Of several answers, the header names the one that is farthest from the expert's own."""
 DECODED: tuple[Decoded, ...] = ("allow", "refuse", "only")
 
 
@@ -98,7 +100,7 @@ async def _ask(request: Request) -> Response:
     if service.target.task == "text-classification":
         answer = [answer]  # as the Hub's API has it
     headers = _headers([reply], began)
-    if reply.how == "decoded" and (nda := service.ndas.get(reply.expert)) is not None:
+    if (nda := service.ndas.get((reply.expert, reply.how))) is not None:
         headers["x-coin-nda"] = f"{nda:.2f}"
     return JSONResponse(answer, headers=headers)
 
@@ -116,7 +118,8 @@ async def _ask_all(request: Request) -> Response:
     found = [
         {
             "expert": reply.expert,
-            "decoded": reply.how == "decoded",
+            "decoded": reply.how != "direct",
+            **({"alone": True} if reply.how == "alone" else {}),
             "answer": _elements(reply, labels, asked),
         }
         for reply, labels in zip(replies, service.target.labels, strict=True)
@@ -238,7 +241,7 @@ def _elements(reply: Reply, labels: Sequence[str], asked: Asked) -> list[dict[st
         labels,
         top_k=asked.top_k,
         function=asked.function,
-        decoded=reply.how == "decoded",
+        how=reply.how,
     )
 
 
@@ -248,9 +251,10 @@ def _headers(replies: Sequence[Reply], began: float) -> dict[str, str]:
     def names(each: Sequence[str]) -> str:
         return ", ".join(quote(name, safe=" ") for name in dict.fromkeys(each))
 
-    decoded = any(reply.how == "decoded" for reply in replies)
+    every = {reply.how for reply in replies}
+    farthest = next(how for how in FARTHEST if how in every)
     return {
-        "x-coin-answer": "decoded" if decoded else "direct",
+        "x-coin-answer": farthest,
         "x-coin-hedged": str(any(reply.hedged for reply in replies)).lower(),
         "x-coin-missing": names([name for reply in replies for name in reply.missing]),
         "x-coin-used": names([name for reply in replies for name in reply.used]),

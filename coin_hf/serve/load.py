@@ -19,7 +19,7 @@ from coin_hf.errors import InputError, reason_of
 from coin_hf.reports.tables import aligned, number
 from coin_hf.serve.figures import draw_to
 
-COLORS = {"direct": "#1f4e8c", "decoded": "#3a8f5d", "failed": "#b0432f"}
+COLORS = {"direct": "#1f4e8c", "decoded": "#3a8f5d", "alone": "#e08a1e", "failed": "#b0432f"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Asked:
     status: int
     """HTTP status; 0 where there was no answer."""
     answer: str
-    """`direct`, `decoded` or `failed`."""
+    """`direct`, `decoded`, `alone` or `failed`."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Report:
     def table(self) -> str:
         """Render the run: a row for each kind of answer, then the statuses of failures."""
         rows = []
-        for kind in ("direct", "decoded", "failed"):
+        for kind in COLORS:
             count = sum(each.answer == kind for each in self.asked)
             if count:
                 rows.append([kind, str(count), *self._milliseconds(kind)])

@@ -1,5 +1,6 @@
 """One query to one expert: ask, wait, hedge; the first complete answer wins."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,6 +25,8 @@ class Query:
         self.own = Key("expert", expert)
         self.answer: Tensor | None = None
         """The decoded answer, where that was given."""
+        self.replaced = False
+        """Whether an answer was given that is not the expert's own."""
 
     async def run(self, decoded: Decoded) -> Reply:
         """Ask, wait, hedge; the first complete answer wins."""
@@ -33,12 +36,12 @@ class Query:
         if decoded == "allow" and breaker.open:
             if breaker.probe():
                 state.probe(self.expert, self.race.x)
-            if not self.room():
+            if not (helpers := self.affordable()):
                 raise Overloaded(
                     f"'{self.name}' is down, and its answer takes the other networks, which are "
                     "in use: try again"
                 )
-            return await self.computed("down")
+            return await self.computed("down", helpers)
         self.race.start(*self.own)
         waits = 0
         while True:
@@ -52,8 +55,10 @@ class Query:
             waits += 1
             if waits == PATIENCE:
                 breaker.missed()
-            if breaker.open and self.room():
-                return await self.computed("down")
+            if breaker.open and (helpers := self.affordable()):
+                return await self.computed("down", helpers)
+            if state.left(self.began) == 0 and self.room(self.coded()):
+                return await self.computed("late", self.coded())
         if self.own in self.race.arrived:
             return self.direct()
         breaker.missed()
@@ -69,7 +74,11 @@ class Query:
     def helpers(self) -> list[Key]:
         """The networks whose answers an expert's is computed from, but for itself."""
         others = [Key("expert", j) for j in self.state.decoder.helpers(self.expert)]
-        return [*others, *(Key("coded", c) for c in self.state.decoder.parities(self.expert))]
+        return [*others, *self.coded()]
+
+    def coded(self) -> list[Key]:
+        """The coded models among them."""
+        return [Key("coded", c) for c in self.state.decoder.parities(self.expert)]
 
     def suppressed(self) -> Literal["busy", "tokens"] | None:
         """Say what keeps a late answer from being computed."""
@@ -77,36 +86,56 @@ class Query:
             return "busy"
         return None if self.state.tokens.take() else "tokens"
 
-    def room(self) -> bool:
-        """Say whether the helpers have time for the queries of an expert that is down."""
+    def room(self, keys: Sequence[Key]) -> bool:
+        """Say whether networks have time for the queries of an expert that is down."""
         limit = self.state.settings.breaker.shed
-        return all(self.state.usage[key].share <= limit for key in self.helpers())
+        return all(self.state.usage[key].share <= limit for key in keys)
 
-    async def computed(self, reason: str) -> Reply:
+    def affordable(self) -> list[Key]:
+        """Choose whom to ask for an expert that is down: all helpers, if all have time for it.
+
+        Else the coded models, where one may answer alone: that takes no other expert.
+        """
+        if self.room(self.helpers()):
+            return self.helpers()
+        alone = self.state.settings.alone is not None and self.room(self.coded())
+        return self.coded() if alone else []
+
+    async def computed(self, reason: str, helpers: Sequence[Key] | None = None) -> Reply:
         """Ask the helpers; return the first complete answer, the expert's own included."""
         state, race = self.state, self.race
         if not state.coded:
             raise Unanswered(f"'{self.name}' has no answer, and there is no coded model")
         state.observer.hedged(self.name, reason)
-        for key in self.helpers():
+        for key in self.helpers() if helpers is None else helpers:
             race.start(*key)
         while True:
             if self.own in race.arrived:
                 return self.direct()
             others = {j for j in race.of("expert") if j != self.expert}
             if state.decoder.suffices(self.expert, others, race.of("coded")):
-                if self.own in race.pending:
-                    state.breakers[self.expert].missed()
-                reply = state.reply(race, self.expert, "decoded", self.began)
+                reply = self.instead("decoded")
                 self.answer = reply.logits
                 return reply
-            if self.own not in race.pending and not self.hopeful():
+            left = state.left(self.began)
+            lost = self.own not in race.pending and not self.hopeful()
+            if left is not None and race.of("coded") and (lost or not left):
+                return self.instead("alone")
+            coming = left is not None and any(kind == "coded" for kind, _ in race.pending)
+            if lost and not coming:
                 if reason != "down" or self.own in race.failed:
                     names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
                     raise Unanswered(f"'{self.name}' has no answer: {names} failed")
                 race.start(*self.own)  # it counts as down, but no other way is left
-            if self.own in await race.step(None) and self.own in race.failed:
+            if self.own in await race.step(left or None) and self.own in race.failed:
                 state.breakers[self.expert].missed()
+
+    def instead(self, how: Literal["decoded", "alone"]) -> Reply:
+        """Give an answer that is not the expert's own, and learn that it is late."""
+        self.replaced = True
+        if self.own in self.race.pending:
+            self.state.breakers[self.expert].missed()
+        return self.state.reply(self.race, self.expert, how, self.began)
 
     def hopeful(self) -> bool:
         """Say whether the answers that may still come could suffice."""
@@ -139,5 +168,5 @@ class Query:
         kept = self.race.leave(self.own if keeps else None)
         if kept is not None and self.answer is not None:
             state.follow(kept, self.expert, self.answer, self.began)
-        elif pending and self.answer is not None:
+        elif pending and self.replaced:
             state.deadlines[self.expert].observe(state.now() - self.began)

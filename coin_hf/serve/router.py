@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coin_hf.serve.decoder import Decoding
-from coin_hf.serve.events import Observer, Reply
+from coin_hf.serve.events import How, Observer, Reply
 from coin_hf.serve.network import Late, Network, Unanswered
 from coin_hf.serve.query import Decoded, Query
 from coin_hf.serve.race import Key, Race
@@ -50,7 +50,8 @@ class Router:
                 or must (`only`).
 
         Returns:
-            Its own answer, or the decoded one.
+            Its own answer, or the decoded one; a coded model's alone if neither is to be had, and
+            `settings.alone` and the caller allow it.
 
         Raises:
             Overloaded: If it is down and the others are in use above half of the time.
@@ -83,7 +84,8 @@ class Router:
             x: The input.
 
         Returns:
-            N answers, in the experts' order; the last ones are decoded as soon as they can be.
+            N answers, in the experts' order; the last ones are decoded as soon as they can be, or
+            a coded model's alone where `settings.alone` allows it and they cannot.
 
         Raises:
             Late: If too few networks answered in `limits.seconds`.
@@ -102,14 +104,20 @@ class Router:
             raise
         finally:
             race.leave()
-        answers = race.of("expert")
         replies = [
-            self.state.reply(race, i, "direct" if i in answers else "decoded", began)
+            self.state.reply(race, i, self._how(race, i), began)
             for i in range(len(self.state.experts))
         ]
         for reply in replies:
             self.state.observer.answered(reply)
         return replies
+
+    def _how(self, race: Race, expert: int) -> How:
+        """Say how an expert is answered for by what arrived."""
+        answers, coded = race.of("expert"), race.of("coded")
+        if expert in answers:
+            return "direct"
+        return "decoded" if self.state.decoder.suffices(expert, answers, coded) else "alone"
 
     def _failed(self, error: BaseException) -> None:
         """Tell the observer that a query to all has no answer: none is given for any expert."""
@@ -121,14 +129,15 @@ class Router:
         for kind, number in self.state.networks:
             race.start(kind, number)
         while True:
-            answers, coded = race.of("expert"), race.of("coded")
-            lost = [i for i in range(len(self.state.experts)) if i not in answers]
-            if all(self.state.decoder.suffices(i, answers, coded) for i in lost):
+            if all(self._how(race, i) != "alone" for i in range(len(self.state.experts))):
+                return
+            left = self.state.left(began)
+            if left is not None and race.of("coded") and not (race.pending and left):
                 return
             if not race.pending:
                 names = ", ".join(f"'{race.name(key)}'" for key in race.failed)
                 raise Unanswered(f"too many networks fail: {names}")
-            for key in await race.step(None):
+            for key in await race.step(left or None):
                 self._settled(key, race, began)
 
     def _settled(self, key: Key, race: Race, began: float) -> None:

@@ -18,6 +18,7 @@ from coin_hf.records.coin import CoinRecord
 from coin_hf.reports.result import Result
 from coin_hf.serve.decoder import Decoder
 from coin_hf.serve.local import LocalNetwork
+from coin_hf.serve.measured import measured_ndas
 from coin_hf.serve.metrics import Metrics
 from coin_hf.serve.network import Network
 from coin_hf.serve.question import Task
@@ -106,11 +107,7 @@ class Service:
         experts, coded = networks(target, settings)
         decoder = Decoder.of(target.coin)
         self.router = Router(experts, coded, decoder, settings, self.metrics)
-        self.ndas = {
-            each.missing: each.scores[target.coin.coder].nda
-            for each in target.result.singles
-            if target.coin.coder in each.scores
-        }
+        self.ndas = measured_ndas(target.coin, target.result)
 
     def expert(self, name: str) -> int:
         """Return the index of an expert.
@@ -130,7 +127,9 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether every expert can be answered for: it is up, or can be decoded."""
+        """Whether every expert can be answered for: it is up, can be decoded, or need not be."""
+        if self.settings.alone is not None:
+            return True
         up = {i for i, breaker in enumerate(self.router.state.breakers) if not breaker.open}
         decoder, coded = self.router.state.decoder, range(len(self.router.state.coded))
         return all(i in up or decoder.suffices(i, up, coded) for i in range(len(self.names)))
@@ -150,7 +149,7 @@ class Service:
                     "model": record.model,
                     "revision": record.revision,
                     "labels": list(labels),
-                    "nda": self.ndas.get(name),
+                    "nda": self.ndas.get((name, "decoded")),
                     "decoded_from": [self.names[j] for j in self.router.state.decoder.helpers(i)],
                     "down": self.router.state.breakers[i].open,
                     "deadline_seconds": self.router.state.deadlines[i].seconds,

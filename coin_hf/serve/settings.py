@@ -102,6 +102,11 @@ class ServeSettings(Block):
     breaker: BreakerBlock = BreakerBlock()
     batch: BatchBlock = BatchBlock()
     limits: LimitBlock = LimitBlock()
+    alone: Seconds | None = None
+    """Seconds of a query after which a coded model answers alone for an expert that has neither
+    answered nor can be decoded from what came; at once where nothing that decoding lacks can come
+    any more, and for an expert that is down where the others have no time for decoding. By default
+    never: such a query fails. Read the NDA of the `coded model alone` first."""
     ray: RayBlock = RayBlock()
 
     @model_validator(mode="after")
@@ -110,6 +115,11 @@ class ServeSettings(Block):
             raise ValueError(
                 f"deadline.least ({self.deadline.least:g} s) is above deadline.most "
                 f"({self.deadline.most:g} s)"
+            )
+        if self.alone is not None and self.alone >= self.limits.seconds:
+            raise ValueError(
+                f"alone ({self.alone:g} s) must be below limits.seconds "
+                f"({self.limits.seconds:g} s), when a query fails"
             )
         if self.backend == "ray" and self.port == 0:
             raise ValueError("`port` 0, a free one, is not for the backend `ray`: give a number")

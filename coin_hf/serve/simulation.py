@@ -140,6 +140,9 @@ class _Standby:
     ) -> Tensor:
         return coded[0]
 
+    def alone(self, expert: int, coded: Mapping[int, Tensor]) -> tuple[int, Tensor]:
+        return next(iter(coded.items()))
+
 
 @dataclass(frozen=True)
 class _Coded:
@@ -161,6 +164,9 @@ class _Coded:
         self, expert: int, experts: Mapping[int, Tensor], coded: Mapping[int, Tensor]
     ) -> Tensor:
         return next(iter(coded.values()))
+
+    def alone(self, expert: int, coded: Mapping[int, Tensor]) -> tuple[int, Tensor]:
+        return next(iter(coded.items()))
 
 
 class _Pair:

@@ -60,7 +60,7 @@ class State:
         Args:
             race: The requests of the query.
             expert: Index of the expert.
-            how: Its own answer, or decoded.
+            how: Its own answer, decoded, or a coded model's alone.
             began: When the query began.
 
         Returns:
@@ -70,6 +70,9 @@ class State:
         others = len(race.asked) > 1
         if how == "direct":
             logits, used = experts[expert], [Key("expert", expert)]
+        elif how == "alone":
+            c, answer = self.decoder.alone(expert, {c: each[None] for c, each in coded.items()})
+            logits, used = answer[0], [Key("coded", c)]
         else:
             helpers = self.decoder.helpers(expert)
             logits = self.decoded(race, expert)
@@ -88,6 +91,18 @@ class State:
             ),
             seconds=self.now() - began,
         )
+
+    def left(self, began: float) -> float | None:
+        """Return the seconds until a coded model may answer alone.
+
+        Args:
+            began: When the query began.
+
+        Returns:
+            At least 0; None if it never may.
+        """
+        alone = self.settings.alone
+        return None if alone is None else max(0.0, began + alone - self.now())
 
     def decoded(self, race: Race, expert: int) -> Tensor:
         """Decode an expert's answer from the others that arrived.

@@ -21,6 +21,7 @@ from coin_hf.errors import InputError
 from coin_hf.evaluation.erasures import evaluate_erasures
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
+from coin_hf.reports.comparison_table import comparison_table
 
 pytestmark = pytest.mark.slow
 
@@ -191,6 +192,30 @@ def test_a_folder_of_something_else_is_left_alone(
     assert (code, out) == (2, "")
     assert "recipe.yaml is a file: choose another `output`" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_row_is_not_named_like_a_control(world: Path, start: Path, tmp_path: Path) -> None:
+    named = {"coders": [{"coder": "averaging", "name": "coded model alone"}], "seeds": [0]}
+    recipe = Recipe.from_dict(given(world, start, tmp_path / "out", compare=named))
+    with pytest.raises(InputError, match="'coded model alone' is the name of a control: give"):
+        compare(recipe)
+
+
+def test_the_coded_model_alone_is_measured_for_each_row(compared: dict[str, Any]) -> None:
+    for entry in compared["summary"]:
+        rows = [row for row in compared["rows"] if row["name"] == entry["name"]]
+        for key, control in (
+            ("alone", "coded model alone"),
+            ("alone_own", "coded alone, own labels"),
+        ):
+            means = [
+                sum(e["scores"][control]["nda"] for e in row["erasures"]) / len(row["erasures"])
+                for row in rows
+            ]
+            assert entry[key]["mean"] == pytest.approx(sum(means) / len(means))
+    head = comparison_table(compared).splitlines()[0]
+    assert "agreement" in head.partition("alone")[0]
+    assert "alone, own" in head
 
 
 def test_the_command_line_shows_and_saves(

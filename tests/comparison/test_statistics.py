@@ -65,6 +65,20 @@ def test_an_expert_that_is_never_right_has_no_nda() -> None:
     assert entry["peak_memory"]["mean"] is None
 
 
+def test_the_coded_model_alone_is_summarised_where_it_was_measured() -> None:
+    rows = [row("a", seed, [80.0, 90.0]) for seed in (0, 1)]
+    for each, first in zip(rows, (40.0, 60.0), strict=True):
+        for erasure, nda in zip(each["erasures"], (first, 20.0), strict=True):
+            erasure["scores"]["coded model alone"] = {"nda": nda}
+    (entry,) = summary(rows)
+    assert entry["alone"] == {"mean": 35.0, "std": 50**0.5}
+    assert "alone_own" not in entry
+    (mixed,) = summary([rows[0], row("a", 1, [80.0, 90.0])])  # the second is of an older version
+    assert mixed["alone"] == {"mean": None, "std": None}
+    (old,) = summary([row("a", 1, [80.0, 90.0])])
+    assert "alone" not in old
+
+
 def test_controls() -> None:
     assert controls(row("a", 0, [80.0, 90.0])) == {
         "output average": {"nda": {"cats": 100.0, "dogs": 100.0}, "mean_nda": 100.0},

@@ -179,6 +179,13 @@ def test_three_share_some(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\[0, 1, 2\] .* of those that share a label"):
         ensemble(x, missing=[0, 1, 2])  # all three have the digit 5
     assert len(ensemble(x, missing=[0, 1])) == 3
+    found = ensemble(x, missing=[0, 1, 2], alone=True)
+    assert set(ensemble.how([0, 1, 2]).values()) == {"alone"}
+    coded, names = ensemble.coded_logits(x), ensemble.coded.label_names or ()
+    for i, (answer, own) in enumerate(zip(found, ensemble.label_names, strict=True)):
+        most = max(range(2), key=lambda c: ensemble.code.rows[c][i])
+        columns = [names.index(label) for label in own or ()]  # its own classes, in its order
+        assert torch.equal(answer, coded[most][:, columns])
 
 
 LETTERS = [*"0123456789", *"abcdefghijklmnopqrstuvwxyzß"]

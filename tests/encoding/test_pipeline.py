@@ -68,12 +68,19 @@ def by_hand(coded: Path) -> dict[str, dict[str, dict[str, Any]]]:
             answers = {
                 method: (logits - BETAS[j] * f[j]) / BETAS[i]
                 for method, logits in coded_logits.items()
-            } | {"no coded model": f[j]}
+            } | {
+                "no coded model": f[j],
+                "coded model alone": coded_logits["coin"],
+                "coded alone, own labels": coded_logits["coin"][list(labels)],
+            }
             for method, decoded in answers.items():
                 entry = methods.setdefault(
                     method, {"predictions": [], "references": [], "own": [], "losses": []}
                 )
-                entry["predictions"].append(int(decoded.argmax()))
+                best = int(decoded.argmax())
+                entry["predictions"].append(
+                    list(labels)[best] if method == "coded alone, own labels" else best
+                )
                 entry["references"].append(row["label"])
                 entry["own"].append(int(f[i].argmax()))
                 if method in coded_logits:
@@ -104,7 +111,7 @@ def test_every_number_is_the_one_found_by_hand(coded: Path, by_hand: dict[str, A
             assert score["decoded_accuracy"] == pytest.approx(right / n)
             agreeing = sum(decoded == mine for decoded, _, mine in triples)
             assert score["agreement"] == pytest.approx(agreeing / n)
-            if method == "no coded model":
+            if method in ("no coded model", "coded model alone", "coded alone, own labels"):
                 assert score["coding_loss"] is None
             else:
                 assert score["coding_loss"] == pytest.approx(

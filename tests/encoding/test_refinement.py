@@ -18,6 +18,7 @@ from coin_hf.encoding.encoder import run_coder
 from coin_hf.encoding.fitted_coder import enlarged
 from coin_hf.encoding.inputs import draw, load_experts
 from coin_hf.errors import InputError
+from coin_hf.evaluation.methods import CONTROLS
 from coin_hf.recipe import Recipe
 from coin_hf.recoding.recode import recode
 from coin_hf.recoding.tune_betas import tune_betas
@@ -306,9 +307,9 @@ def test_refined_averages_are_not_taken_for_plain_ones(world: Path) -> None:
     refined, plain = encode(recipe), encode(recipe.model_copy(update={"refine": ()}))
     assert refined.result.steps == ["layerwise"]
     assert list(refined.result.mean_nda) == [
-        "averaging", "averaging, not refined", "output average", "no coded model",
+        "averaging", "averaging, not refined", *CONTROLS,
     ]  # fmt: skip
-    assert list(plain.result.mean_nda) == ["averaging", "output average", "no coded model"]
+    assert list(plain.result.mean_nda) == ["averaging", *CONTROLS]
     for mine, other in zip(refined.result.erasures, plain.result.erasures, strict=True):
         assert mine.scores["averaging, not refined"] == other.scores["averaging"]
         assert mine.scores["averaging"].coding_loss < other.scores["averaging"].coding_loss

@@ -11,9 +11,17 @@ from torch import Tensor, nn
 
 from coin_hf.data.images import LabelledImages
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.erasure.label_sets import LabelSets
 from coin_hf.errors import InputError
+from coin_hf.evaluation.alone import networks_run, own_rows
 from coin_hf.evaluation.erasures import evaluate_erasures
-from coin_hf.evaluation.methods import NO_CODED_MODEL, OUTPUT_AVERAGE
+from coin_hf.evaluation.methods import (
+    CODED_ALONE,
+    CODED_ALONE_OWN,
+    CONTROLS,
+    NO_CODED_MODEL,
+    OUTPUT_AVERAGE,
+)
 from coin_hf.evaluation.scores import coding_errors, decode_missing, score
 from coin_hf.experts.preprocessing import timm_preprocessing
 from coin_hf.recipe.blocks import DatasetBlock, EvaluationBlock
@@ -123,12 +131,11 @@ def test_every_number_against_loops(folder: Path, n: int) -> None:
                 )
                 for row in rows
             ],
+            CODED_ALONE: [reference.predicted(c) for c in coded],
+            CODED_ALONE_OWN: [max(world.labels[i], key=lambda k: c[k]) for c in coded],
         }
-        losses = {
-            "coin": reference.coding_loss(outputs, coded, betas),
-            OUTPUT_AVERAGE: 0.0,
-            NO_CODED_MODEL: None,
-        }
+        losses = {"coin": reference.coding_loss(outputs, coded, betas), OUTPUT_AVERAGE: 0.0}
+        runs = {"coin": n, NO_CODED_MODEL: n - 1, CODED_ALONE: 1, CODED_ALONE_OWN: 1}
         assert erasure.points == len(truths) > 30
         right = sum(a == b for a, b in zip(own, truths, strict=True))
         assert erasure.expert_accuracy == pytest.approx(right / len(truths))
@@ -141,7 +148,8 @@ def test_every_number_against_loops(folder: Path, n: int) -> None:
             assert got.nda == pytest.approx(reference.nda(predicted, truths, own))
             assert got.decoded_accuracy == pytest.approx(accuracy)
             assert got.agreement == pytest.approx(agreement)
-            assert got.coding_loss == near(losses[method])
+            assert got.coding_loss == near(losses.get(method))
+            assert got.networks == runs.get(method)
         assert 0.3 < erasure.scores["coin"].agreement < 1, "a case that tests something"
 
 
@@ -204,10 +212,78 @@ def test_an_expert_that_is_never_right(folder: Path) -> None:
         world.experts["expert 0"][1].bias.copy_(torch.arange(10.0))
     first, second = world.evaluate()
     assert first.expert_accuracy == 0
-    assert [s.nda for s in first.scores.values()] == [None] * 3
+    assert [s.nda for s in first.scores.values()] == [None] * (1 + len(CONTROLS))
     assert all(s.decoded_accuracy is not None for s in first.scores.values())
     assert second.scores[OUTPUT_AVERAGE].nda == 100
     assert first.dump()["scores"]["coin"]["nda"] is None
+
+
+def test_the_coded_model_alone_is_told_only_what_is_declared(folder: Path, tmp_path: Path) -> None:
+    """Own labels come from filters and class names, never from the labels of test rows."""
+    world = World(folder, 2)
+    both = [erasure.scores for erasure in world.evaluate()]
+    assert all(scores[CODED_ALONE] != scores[CODED_ALONE_OWN] for scores in both)
+    data = digits(slice(200, 300)).filter(lambda row: row["label"] < 5)
+    (tmp_path / "digits").mkdir()
+    data.to_parquet(tmp_path / "digits" / "test.parquet")
+    world = World(tmp_path / "digits", 2)
+    world.labels = [None, None]  # type: ignore[list-item]
+    for erasure in world.evaluate():  # ten classes are named, five are there
+        assert CODED_ALONE in erasure.scores
+        assert CODED_ALONE_OWN not in erasure.scores, "the same as the first: all labels"
+    world.labels = [range(5), None]  # type: ignore[list-item]
+    first, second = (erasure.scores for erasure in world.evaluate())
+    assert CODED_ALONE_OWN in first
+    assert second[CODED_ALONE] == second[CODED_ALONE_OWN]  # so that averages are over both
+
+
+def test_label_sets_and_class_names_bound_the_own_labels(folder: Path) -> None:
+    """Linear experts with label sets: what is own is in the filter, the names and the set."""
+    world = World(folder, 2)
+    few, every = world.sets()[0], world.sets()[1]
+    sets = LabelSets(rows=((0, 1, 2, 7), tuple(range(10))), count=10)
+    assert own_rows(few, None, 0) == (0, 1, 2, 3, 4)
+    assert own_rows(few, sets, 0) == (0, 1, 2)
+    assert own_rows(every, sets, 1) == (5, 6, 7, 8, 9)
+    every.kept = None
+    assert own_rows(every, sets, 0) == (0, 1, 2, 7)
+    every.rows = {0: 4, 1: 7, 2: 10}  # by name; the last is no class of the expert
+    assert own_rows(every, None, 0) == (4, 7)
+
+
+def test_several_coded_models_answer_alone_by_the_largest_beta(folder: Path) -> None:
+    world = World(folder, 3)
+    code = ErasureCode.design(3, 2)
+    coded = [world.coded["coin"], fitted(range(2, 9), torch.float64)]
+    found = evaluate_erasures(
+        world.experts, {"coin": coded}, code, world.sets(), PREPROCESSING,
+        settings=EvaluationBlock(batch_size=16), seed=0,
+    ).erasures  # fmt: skip
+    assert [len(e.beside) for e in found] == [0] * 3 + [1] * 6
+    for i, (erasure, test_set) in enumerate(zip(found, world.sets(), strict=False)):
+        most = max(range(2), key=lambda c: code.rows[c][i])
+        assert erasure.scores["coin"].networks == 4  # two experts, two coded models
+        right = total = 0
+        for _, rows in test_set.batches(16, limit=None, seed=(0,), shard=(0, 1)):
+            for row in rows:
+                x = PREPROCESSING(row.image).double()[None]
+                with torch.no_grad():
+                    right += int(coded[most](x).argmax()) == row.truth
+                total += 1
+        assert erasure.scores[CODED_ALONE].decoded_accuracy == pytest.approx(right / total)
+    for erasure in found[3:]:  # no pattern of two: it would be the same number again
+        assert CODED_ALONE not in erasure.scores
+        assert erasure.scores["coin"].networks == 3
+
+
+def test_networks_run_with_labels_of_their_own() -> None:
+    sets = LabelSets(rows=((0, 1), (1, 2), (3,)), count=4)
+    code = ErasureCode([0.2, 0.3, 0.5], labels=sets)
+    assert networks_run("coin", 0, (0,), code) == 2  # expert 1 and the coded model
+    assert networks_run("coin", 2, (2,), code) == 1
+    assert networks_run(NO_CODED_MODEL, 2, (2,), code) == 0
+    assert networks_run("coin", 0, (0, 2), code) == 2
+    assert networks_run(OUTPUT_AVERAGE, 0, (0,), code) is None
 
 
 def test_a_test_set_without_labels(folder: Path, tmp_path: Path) -> None:

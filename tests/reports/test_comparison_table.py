@@ -51,6 +51,24 @@ def test_several_numbers_of_samples_get_a_column() -> None:
     assert "& $P$ &" in comparison_table(result(*rows), "latex")
 
 
+def test_the_coded_model_alone_has_columns_of_its_own() -> None:
+    def spread(mean: float | None) -> dict[str, Any]:
+        return {"mean": mean, "std": None}
+
+    alone = {"alone": spread(61.26), "alone_own": spread(None)}
+    rows = [entry("coin", "coin", 80.0, **alone), entry("averaging", "averaging", 70.0)]
+    lines = comparison_table(result(*rows), "markdown").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    at = cells[0].index("agreement")
+    assert cells[0][at + 1 : at + 3] == ["alone", "alone, own"]
+    assert [row[at + 1 : at + 3] for row in cells[2:4]] == [["61.3", "n/a"], ["n/a", "n/a"]]
+    assert {len(row) for row in cells} == {13}
+    body = comparison_table(result(*rows), "latex").splitlines()
+    assert body[0] == r"\begin{tabular}{lrrrrrrrrrrrr}"
+    assert {line.count("&") for line in body if line.endswith(r"\\")} == {12}
+    assert "alone" not in comparison_table(result())
+
+
 @pytest.mark.parametrize("style", ["plain", "markdown", "latex"])
 def test_what_is_not_known_is_said(style: Any) -> None:
     unknown = {"mean": None, "std": None}

@@ -288,6 +288,59 @@ def test_networks_behind_other_servers(coded: Path) -> None:
             assert ask(url, text(IMAGES[0]))[0] in (429, 503)
 
 
+def test_the_coded_model_answers_alone_where_it_is_allowed(coded: Path, tmp_path: Path) -> None:
+    """Both experts are killed: what decoding lacks cannot come, and the coded model is left."""
+    folders = {"low": coded.parent / "low", "high": coded.parent / "high", "coded": coded}
+    ensemble = CodedEnsemble.from_pretrained(coded)
+    rows = torch.stack([ensemble.preprocess(row["image"]) for row in digits(slice(0, 8))])
+    own = ensemble.coded_logits(rows)[0]
+    nda = ensemble.result.singles[1].scores["coded model alone"].nda
+    file = tmp_path / "digit.png"
+    file.write_bytes(IMAGES[0])
+    with plain_servers(folders) as servers:
+        urls = [f"urls.{name}={each.url}" for name, each in servers.items()]
+        options = ["--backend", "remote", *(part for said in urls for part in ("-o", said))]
+        with (
+            serving(str(coded), *options, "-o", "alone=5") as running,
+            serving(str(coded), *options) as strict,
+        ):
+            url, raw = f"{running.url}/models/high", {"function_to_apply": "none", "top_k": 10}
+            assert ask(url, text(IMAGES[0]))[2]["x-coin-answer"] == "direct"
+            for name in ("low", "high"):
+                servers[name].process.kill()
+                servers[name].process.wait()
+            status, answer, headers = ask(url, text(IMAGES[0]), **raw)
+            assert (status, headers["x-coin-answer"], headers["x-coin-used"]) == (
+                200, "alone", "coded",
+            )  # fmt: skip
+            assert headers["x-coin-missing"] == "low, high"
+            assert headers["x-coin-nda"] == f"{nda:.2f}"
+            assert all(each["decoded"] is True and each["alone"] is True for each in answer)
+            torch.testing.assert_close(logits(answer), own[0], rtol=0, atol=1e-4)
+            status, answer, headers = ask(url, text(IMAGES[1]), decoded="only", **raw)
+            assert (status, headers["x-coin-answer"]) == (200, "alone")
+            status, answer, _ = ask(url, text(IMAGES[1]), decoded="refuse")
+            assert status == 503
+            assert "refused" in answer["error"]
+            status, answer, headers = ask(f"{running.url}/ensemble", text(IMAGES[2]), **raw)
+            assert (status, headers["x-coin-answer"]) == (200, "alone")
+            assert all(each["decoded"] is True and each["alone"] is True for each in answer)
+            torch.testing.assert_close(logits(answer[0]["answer"]), own[2], rtol=0, atol=1e-4)
+            assert get(f"{running.url}/ready")[0] == 200
+            counted = 'coin_requests_total{answer="alone",expert="high"} 3.0'
+            assert counted in get(f"{running.url}/metrics")[1].splitlines()
+            ran = subprocess.run(  # a client that knows of none of this
+                [sys.executable, "-c", CLIENT, url, str(file)],
+                env={**os.environ, "HF_HUB_OFFLINE": "0"},
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            best = f"LABEL_{int(own[0].argmax())}"
+            assert json.loads(ran.stdout)[0][0][0] == best
+            shown = load(running.url, "--rate", "5", "--requests", "4", "--file", str(file))
+            assert re.search(r"^alone +[1-4] ", shown.stdout, re.M), shown.stdout
+            assert ask(f"{strict.url}/models/high", text(IMAGES[0]))[0] == 503  # by default
+
+
 TEXT_CLIENT = """
 import json, sys
 from huggingface_hub import InferenceClient
@@ -342,6 +395,7 @@ def test_settings_are_checked(coded: Path) -> None:
     )
     assert "no device 'mars'" in said("-o", "device=mars")
     assert "above deadline.most" in said("-o", "deadline.least=5")
+    assert "alone (30 s) must be below limits.seconds (30 s)" in said("-o", "alone=30")
     ran = subprocess.run(
         [sys.executable, "-m", "coin_hf", "serve", str(coded), "--dry-run"],
         capture_output=True, text=True, check=True,

@@ -363,6 +363,123 @@ async def test_logits_that_are_not_finite_are_no_answer() -> None:
     assert (await world.ask(1)).how == "decoded"
 
 
+async def lone(world: World, expert: int, x: float = 2.0, **options: Any) -> Reply:
+    """Ask where the coded model answers alone."""
+    reply = await world.router.ask(expert, x, **options)
+    assert reply.how == "alone"
+    [name] = reply.used
+    torch.testing.assert_close(reply.logits, world.parity(x, int(name[1:])))
+    return reply
+
+
+@virtual
+async def test_a_coded_model_answers_alone_where_the_others_fail_too() -> None:
+    down = {"e0": DOWN, "e1": DOWN}
+    world = World(n=3, alone=3.0, breaker={"misses": 2, "probe": 1e3})
+    world.take |= down
+    reply = await lone(world, 1)  # at once: what decoding lacks cannot come any more
+    assert reply.seconds == pytest.approx(0.1)
+    assert (reply.used, reply.missing) == (("c0",), ("e0", "e1"))
+    assert (await lone(world, 1, decoded="only")).seconds == pytest.approx(0.1)
+    await lone(world, 1)
+    await asyncio.sleep(20)
+    assert world.router.state.breakers[1].open
+    assert (await lone(world, 1)).seconds == pytest.approx(0.1)
+    with pytest.raises(Refused):
+        await world.ask(1, decoded="refuse")
+    world.take["c0"] = DOWN
+    with pytest.raises(Unanswered, match="failed"):
+        await world.ask(1)
+    world.take |= {"e0": 0.1, "c0": 0.1}
+    assert (await world.ask(1)).how == "decoded"  # never alone where it can be decoded
+    by_default = World(n=3)
+    by_default.take |= down
+    with pytest.raises(Unanswered, match="'e1' has no answer: 'e1', 'e0' failed"):
+        await by_default.ask(1)
+
+
+@virtual
+async def test_it_answers_alone_for_what_is_late_not_before_its_time() -> None:
+    world = World(alone=3.0, limits={"seconds": 10.0})
+    world.take |= {"e0": 9.0, "e1": 9.0}
+    assert (await lone(world, 1)).seconds == pytest.approx(3.0)
+    await asyncio.sleep(0)
+    assert all(network.waiting == 0 for network in (*world.experts, *world.coded))
+    assert not any("agreed" in line for line in world.log.lines)
+    world.take["e0"] = 2.0
+    assert (await world.ask(1)).how == "decoded"  # what decoding lacks may still come
+    world.take |= {"e0": 9.0, "c0": 5.0}
+    assert (await lone(world, 1)).seconds == pytest.approx(5.5)  # later where it comes later
+    world.take |= {"e1": 2.0, "c0": 0.1}
+    assert (await world.ask(1)).how == "direct"
+    world.take["e1"] = 20.0
+    with pytest.raises(Late):
+        await world.ask(1, decoded="refuse")
+
+
+@virtual
+async def test_hangs_of_all_experts_do_not_use_up_the_coded_model() -> None:
+    """Every expert hangs, under load: hedges are suppressed, and what is left answers alone."""
+    world = World(alone=2.0, hedge={"tokens": 1}, breaker={"misses": 3, "probe": 1e3})
+    world.take |= {"e0": 60.0, "e1": 60.0, "c0": 0.01}
+    tasks = []
+    for k in range(40):
+        tasks.append(asyncio.ensure_future(world.router.ask(k % 2, 2.0)))
+        await asyncio.sleep(0.5)
+    replies = await asyncio.gather(*tasks)
+    assert {reply.how for reply in replies} == {"alone"}
+    assert max(reply.seconds for reply in replies) < 3.0
+    assert replies[-1].seconds == pytest.approx(0.01, abs=1e-3)  # at once: both count as down
+    assert world.router.state.tokens.left < 1
+
+
+@virtual
+async def test_a_busy_coded_model_is_not_asked_alone_either() -> None:
+    world = World(alone=2.0, breaker={"misses": 1, "probe": 1e3})
+    world.take |= {"e0": DOWN, "e1": DOWN}
+    await lone(world, 1)
+    shed = 0
+    for _ in range(60):
+        try:
+            await lone(world, 1)
+        except Overloaded:
+            shed += 1
+            await asyncio.sleep(0.1)
+    assert 10 < shed < 40  # as for decoded ones: about half
+
+
+@virtual
+async def test_a_fan_out_answers_alone_for_those_that_cannot_be_decoded() -> None:
+    world = World(n=3, alone=2.0, limits={"seconds": 10.0})
+    world.take |= {"e1": DOWN, "e2": DOWN}
+    replies = await world.router.ask_all(2.0)
+    assert [reply.how for reply in replies] == ["direct", "alone", "alone"]
+    assert now() == pytest.approx(0.1)
+    torch.testing.assert_close(replies[0].logits, logits(2.0, 0))
+    assert all(torch.equal(reply.logits, world.parity(2.0, 0)) for reply in replies[1:])
+    world.take |= {"e1": 9.0, "e2": 9.0}
+    began = now()
+    assert [r.how for r in await world.router.ask_all(2.0)] == ["direct", "alone", "alone"]
+    assert now() - began == pytest.approx(2.0)
+    world.take["e1"] = 1.0
+    assert [r.how for r in await world.router.ask_all(2.0)] == ["direct", "direct", "decoded"]
+    world.take |= {"e1": DOWN, "c0": DOWN}
+    with pytest.raises(Unanswered, match="too many networks fail"):
+        await world.router.ask_all(2.0)
+
+
+@virtual
+async def test_of_two_coded_models_the_closest_that_is_there_answers_alone() -> None:
+    world = World(n=3, m=2, alone=2.0)
+    world.take |= {"e0": DOWN, "e1": DOWN, "e2": DOWN}
+    rows = world.code.rows
+    for expert in range(3):
+        most = max(range(2), key=lambda c: rows[c][expert])
+        assert (await lone(world, expert)).used == (f"c{most}",)
+    world.take["c0"] = DOWN
+    assert (await lone(world, 0)).used == ("c1",)
+
+
 def test_nothing_is_left_to_wait_for() -> None:
     async def never() -> None:
         await asyncio.get_running_loop().create_future()

@@ -1,5 +1,6 @@
 """Choose a coder's hyperparameter on the samples: by NDA, or without labels by agreement."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,8 +18,8 @@ LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates of `lam: auto`: the decades of arXiv:2409.01420."""
 FEW = 20
 """Samples of each draw on which a race tries all candidates (recipes/experiments/probes.md)."""
-FINALISTS = 2
-"""Candidates that a race tries on all samples."""
+FINALISTS = 3
+"""One in so many candidates, but two at least, is tried on all samples."""
 
 
 def choose(
@@ -34,9 +35,9 @@ def choose(
 ) -> Choice:
     """Try candidates on the samples and keep the best, one value for all coded models.
 
-    A race tries all of them on the first `FEW` samples of each draw, and the best `FINALISTS` on
-    the other samples too. Without one, or where a draw has fewer than twice `FEW` samples, all are
-    tried on all.
+    A race tries all of them on the first `FEW` samples of each draw, and the third of them with the
+    smallest coding loss there, two at least, on the other samples too. Without one, or where a draw
+    has fewer than twice `FEW` samples, all are tried on all.
 
     Every pattern of up to M missing experts is decoded. Each missing expert is judged on the
     samples drawn from its own data, as in evaluation, and the measures are averaged. Ties go to the
@@ -77,7 +78,7 @@ def choose(
     tried = [coded_logits(value, few) for value in candidates]
     scores = [scored(value, f, few) for value, f in zip(candidates, tried, strict=True)]
     order = torch.cat([few, others]).argsort()
-    final = best(scores, FINALISTS)
+    final = finalists(scores)
     for i in final:
         more = coded_logits(candidates[i], others)
         logits = [torch.cat(parts)[order] for parts in zip(tried[i], more, strict=True)]
@@ -97,7 +98,7 @@ def can_race(candidates: Sequence[float], samples: Samples) -> bool:
         Whether it does.
     """
     enough = all(len(rows) >= 2 * FEW for rows in samples.rows)
-    return len(candidates) > FINALISTS and enough
+    return len(candidates) > _places(candidates) and enough
 
 
 def criterion(scores: Sequence[Scores]) -> Literal["nda", "agreement"]:
@@ -112,19 +113,24 @@ def criterion(scores: Sequence[Scores]) -> Literal["nda", "agreement"]:
     return "nda" if all("nda" in entry for entry in scores) else "agreement"
 
 
-def best(scores: Sequence[Scores], count: int) -> list[int]:
-    """Return the best candidates: by the criterion, then by coding loss, then by order.
+def finalists(scores: Sequence[Scores]) -> list[int]:
+    """Return the candidates that a race tries on all samples.
+
+    They are those with the smallest coding loss: NDA and agreement of few samples move in steps too
+    coarse to tell candidates apart.
 
     Args:
-        scores: Of the candidates, measured on the same samples.
-        count: How many to return.
+        scores: Of the candidates, measured on the few samples.
 
     Returns:
-        Their positions among the candidates, in the candidates' order.
+        The positions of a third of them, two at least, in the candidates' order.
     """
-    by = criterion(scores)
-    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i][by], scores[i]["coding_loss"]))
-    return sorted(ranked[:count])
+    ranked = sorted(range(len(scores)), key=lambda i: scores[i]["coding_loss"])
+    return sorted(ranked[: _places(scores)])
+
+
+def _places(candidates: Sequence[object]) -> int:
+    return max(2, math.ceil(len(candidates) / FINALISTS))
 
 
 def measure(

@@ -69,7 +69,7 @@ class Recipe(Block):
     lam: Lam = "auto"
     """Penalty lambda, one for all coded models; `auto` chooses from 1e-5 ... 1 on the samples."""
     race: StrictBool = True
-    """Choose `lam` and `alpha` by a race: all candidates on few samples, the best two on all."""
+    """Choose `lam` and `alpha` by a race: all candidates on few samples, the best third on all."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()

@@ -96,7 +96,7 @@ def test_a_race_saves_passes_and_says_so(world: Path, start: str, race: bool) ->
         found = run_coder(given)
     assert found.choice is not None
     tried = [entry["samples"] for entry in found.choice.scores]
-    assert sorted(tried) == ([2 * FEW] * 18 + [4 * FEW] * 2 if race else [4 * FEW] * 20)
+    assert sorted(tried) == ([2 * FEW] * 13 + [4 * FEW] * 7 if race else [4 * FEW] * 20)
     assert found.passes == Passes(forward=count[0]) == Passes(forward=2 * 4 * FEW + sum(tried))
     # Its own numbers, by the choice of one value at a time.
     for entry in found.choice.finalists[:2]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from coin_hf.data.samples import Samples
-from coin_hf.encoding.selection import FEW, LAM_CANDIDATES, choose
+from coin_hf.encoding.selection import FEW, LAM_CANDIDATES, choose, finalists
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.records.measurements import Choice
 
@@ -201,6 +201,13 @@ def test_no_race_with_few_samples_or_candidates(size: int, count: int) -> None:
     choice, seen = raced(share, size)
     assert [(value, len(at)) for value, at in seen] == [(value, 2 * size) for value in share]
     assert {entry["samples"] for entry in choice.scores} == {2 * size}
+
+
+@pytest.mark.parametrize(("count", "places"), [(2, 2), (3, 2), (6, 2), (7, 3), (20, 7)])
+def test_a_third_is_tried_on_all_by_coding_loss_alone(count: int, places: int) -> None:
+    scores = [{"nda": k, "agreement": k, "coding_loss": float(k)} for k in range(count)]
+    assert finalists(scores) == list(range(places))
+    assert finalists(scores[::-1]) == list(range(count - places, count))
 
 
 def test_a_race_without_labels_goes_by_agreement() -> None:

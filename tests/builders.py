@@ -198,7 +198,11 @@ def save_digits(folder: Path, train: int = 200, test: int = 100) -> Path:
 
 
 def recipe_dict(folder: Path, **changes: Any) -> dict[str, Any]:
-    """A recipe for two experts in `folder`/low and /high on the digits in `folder`/digits."""
+    """A recipe for two experts in `folder`/low and /high on the digits in `folder`/digits.
+
+    Fishers are exact unless `fisher` says otherwise: with ten classes they would be estimated.
+    """
+    fisher = {"estimator": "exact", **changes.pop("fisher", {})}
     return {
         "experts": [
             {"model": str(folder / "low"), "dataset": "low"},
@@ -210,6 +214,7 @@ def recipe_dict(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "samples": {"per_expert": 8, "seed": 0},
         "lam": 0.01,
+        "fisher": fisher,
         "output": str(folder / "coded"),
         **changes,
     }

@@ -42,7 +42,11 @@ ROWS = "rows"
 """Folder of the finished rows, one file each."""
 SHARED = ("experts", "datasets", "classes", "betas", "samples", "evaluation")
 """Recipe keys that every row depends on."""
-OWN = {"coin": ("lam", "fisher"), "averaging": ()}
+OWN = {
+    "coin": ("lam", "fisher", "race"),
+    "task_arithmetic": ("task_arithmetic", "race"),
+    "averaging": (),
+}
 """Further keys that a coder's rows depend on; by default the block of its name."""
 
 

@@ -62,10 +62,28 @@ class Samples:
             self._take([slice(n, None) for n in kept]),
         )
 
+    def first(self, count: int) -> Tensor:
+        """Return the positions of the first samples of each draw.
+
+        Rows are drawn in random order, so that these are a random part, as large for each draw,
+        that depends on the seed alone.
+
+        Args:
+            count: How many of each draw.
+
+        Returns:
+            Positions among the P samples, in order; fewer for a draw that has fewer.
+        """
+        return self._positions([slice(0, count)] * len(self.rows))
+
+    def _positions(self, parts: Sequence[slice]) -> Tensor:
+        """Return the positions of a part of each draw."""
+        numbers = torch.arange(len(self)).split([len(rows) for rows in self.rows])
+        return torch.cat([n[part] for n, part in zip(numbers, parts, strict=True)])
+
     def _take(self, parts: Sequence[slice]) -> "Samples":
         """Keep a part of each expert's samples."""
-        numbers = torch.arange(len(self)).split([len(rows) for rows in self.rows])
-        kept = torch.cat([n[part] for n, part in zip(numbers, parts, strict=True)])
+        kept = self._positions(parts)
         return Samples(
             inputs=take(self.inputs, kept),
             labels=None if self.labels is None else self.labels[kept],

@@ -17,6 +17,7 @@ from coin_hf.data.samples import Samples
 from coin_hf.erasure.betas import Rows, rows_of
 from coin_hf.erasure.label_sets import LabelSets
 from coin_hf.experts.expert import Expert
+from coin_hf.networks.inputs import take
 from coin_hf.networks.logits import logits_of
 from coin_hf.networks.processes import Processes
 from coin_hf.recipe import Recipe
@@ -121,18 +122,20 @@ class EncodingContext:
         """The experts' parameters."""
         return [expert.parameters for expert in self.experts]
 
-    def logits(self, model: nn.Module, samples: Samples) -> Tensor:
+    def logits(self, model: nn.Module, samples: Samples, at: Tensor | None = None) -> Tensor:
         """Run a network over samples, with batches split among the processes.
 
         Args:
             model: The network.
             samples: The samples.
+            at: Positions of those to run, shape (n,); by default all P.
 
         Returns:
-            Shape (P, K), on the CPU, the same in every process.
+            Shape (n, K), on the CPU, the same in every process.
         """
+        inputs = samples.inputs if at is None else take(samples.inputs, at)
         batch_size = self.recipe.evaluation.batch_size
-        return logits_of(model, samples.inputs, batch_size=batch_size, processes=self.run.processes)
+        return logits_of(model, inputs, batch_size=batch_size, processes=self.run.processes)
 
     @cached_property
     def expert_logits(self) -> list[Tensor]:

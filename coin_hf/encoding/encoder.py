@@ -76,8 +76,8 @@ def run_coder(context: EncodingContext) -> Encoded:
         with timed(seconds, "choice"):
             choice = _choose(context, fitted, coded)
             value = choice.value
-        networks = len(context.experts) + len(fitted.candidates) * len(coded)
-        passes += Passes(forward=networks * choice.samples)
+        by_experts = len(context.experts) * choice.samples
+        passes += Passes(forward=by_experts + len(coded) * choice.runs)
     with timed(seconds, "parameters"):
         _load_all(coded, fitted, value, context.rows)
     if fitted.history:  # logging takes passes of its own, which no coder needs
@@ -130,12 +130,12 @@ def _load_all(coded: Sequence[Expert], fitted: FittedCoder, value: float, rows: 
 
 
 def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Expert]) -> Choice:
-    """Try every candidate on the samples: one forward pass each, the experts' logits once."""
+    """Try candidates on the samples, the experts' logits computed once."""
     samples = context.parts[1]
 
-    def coded_logits(value: float) -> list[Tensor]:
+    def coded_logits(value: float, at: Tensor) -> list[Tensor]:
         _load_all(coded, fitted, value, context.rows)
-        return [context.logits(each.model, samples) for each in coded]
+        return [context.logits(each.model, samples, at) for each in coded]
 
     erasure_code = ErasureCode(context.rows, labels=context.label_sets)
     own = context.own(samples)
@@ -147,6 +147,7 @@ def _choose(context: EncodingContext, fitted: FittedCoder, coded: Sequence[Exper
         samples,
         erasure_code,
         own=own,
+        race=context.recipe.race,
     )
 
 

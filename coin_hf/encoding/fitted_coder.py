@@ -244,7 +244,7 @@ def _distillation(context: EncodingContext) -> FittedCoder:
                 if part not in known:
                     known[part] = context.expert_logits
                 answers, own = [context.logits(student, chosen)], context.own(chosen)
-                found[part] = measure(answers, known[part], chosen, code, own=own)
+                found[part] = measure(answers, known[part], chosen.labels, code, own=own)
             seconds = time.perf_counter() - began
             history.append({"coded": coded, "epoch": epoch, **found, "seconds": seconds})
 

@@ -51,8 +51,8 @@ def diagonal_fisher(
             gradients and the random state are restored.
         inputs: P samples: a tensor (P, ...), or a mapping of keyword arguments (P, ...), such as
             what a tokenizer returns. With an accelerator, the same P samples in every process.
-        estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact up
-            to 64 classes. As in a recipe.
+        estimator: `exact`; `probe`, whose cost does not grow with K; or `auto`, which is exact
+            below 10 classes. As in a recipe.
         probes: Random directions per sample, used by `probe` only. As in a recipe.
         batch_size: Samples per pass; by default as many as fit in memory.
         seed: Seed of the probes; a sample's probes depend only on it and the sample's position.

@@ -8,7 +8,8 @@ from torch import Tensor
 from coin_hf.fisher import exact, probe
 
 Estimator = Literal["exact", "probe", "auto"]
-AUTO_CLASSES = 64  # "auto" is exact up to this K: 64 cotangents still fit beside one sample
+PROBES_FROM = 10
+"""The K from which `auto` is `probe`: what that costs is in recipes/experiments/probes.md."""
 
 
 def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
@@ -16,7 +17,7 @@ def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
 
     Args:
         num_classes: K.
-        estimator: The requested one; "auto" is "exact" for K <= 64 and "probe" above.
+        estimator: The requested one; "auto" is "exact" for K < 10 and "probe" from there.
 
     Returns:
         "exact" or "probe".
@@ -25,17 +26,17 @@ def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:
         ValueError: If `estimator` is not one of the three names.
 
     Example:
-        >>> resolve_estimator(10), resolve_estimator(1000), resolve_estimator(1000, "exact")
+        >>> resolve_estimator(9), resolve_estimator(10), resolve_estimator(1000, "exact")
         ('exact', 'probe', 'exact')
     """
     match estimator:
         case "exact" | "probe":
             return estimator
         case "auto":
-            return "exact" if num_classes <= AUTO_CLASSES else "probe"
+            return "exact" if num_classes < PROBES_FROM else "probe"
     raise ValueError(
-        f"estimator={estimator!r}: expected 'exact', 'probe' or 'auto'; 'auto' is exact up to "
-        f"{AUTO_CLASSES} classes"
+        f"estimator={estimator!r}: expected 'exact', 'probe' or 'auto'; 'auto' is exact below "
+        f"{PROBES_FROM} classes"
     )
 
 

@@ -144,7 +144,8 @@ class FisherBlock(Block):
     """How the Fisher is computed."""
 
     estimator: Literal["exact", "probe", "auto"] = "auto"
-    """`exact`; `probe`, at a cost independent of the number of classes; `auto`: exact up to 64."""
+    """`exact`; `probe`, at a cost independent of the number of classes; `auto`: exact below
+    10 classes, `probe` from there. The paper's is `exact`."""
     probes: Count = 4
     """Random directions of the logits per sample; used by `probe` only."""
     batch_size: Count | None = None

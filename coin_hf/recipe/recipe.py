@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from pydantic import Field, StrictInt, ValidationError, model_validator
+from pydantic import Field, StrictBool, StrictInt, ValidationError, model_validator
 
 from coin_hf.erasure.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError, shown
@@ -68,6 +68,8 @@ class Recipe(Block):
     experts' own, the widest where they differ."""
     lam: Lam = "auto"
     """Penalty lambda, one for all coded models; `auto` chooses from 1e-5 ... 1 on the samples."""
+    race: StrictBool = True
+    """Choose `lam` and `alpha` by a race: all candidates on few samples, the best third on all."""
     samples: SamplesBlock = SamplesBlock()
     """The unlabeled inputs."""
     fisher: FisherBlock = FisherBlock()

@@ -70,6 +70,10 @@ class Calibration(Record):
     """Share of the samples whose residual lies below the threshold."""
 
 
+Scores = dict[str, int | float]
+"""A candidate's value, the number of samples it was tried on, and its measures there."""
+
+
 class Choice(Record):
     """How a coder's hyperparameter was chosen, and the scores of every candidate."""
 
@@ -78,14 +82,25 @@ class Choice(Record):
     by: Literal["nda", "agreement"]
     """The criterion, on the samples, averaged over the missing experts."""
     samples: int
-    """Number of samples used."""
-    scores: list[dict[str, float]]
-    """Per candidate: value, nda (percent, if there are labels), agreement, coding_loss."""
+    """Number of samples that the best candidates were tried on."""
+    scores: list[Scores]
+    """Per candidate: value, samples (how many it was tried on; absent if all), nda (percent, if
+    there are labels), agreement, coding_loss."""
+
+    @property
+    def finalists(self) -> list[Scores]:
+        """The candidates that were tried on all samples: all of them, unless they raced."""
+        return [one for one in self.scores if one.get("samples", self.samples) == self.samples]
 
     @property
     def value(self) -> float:
-        """The best candidate; ties are broken by smaller coding loss, then by order."""
-        return max(self.scores, key=lambda one: (one[self.by], -one["coding_loss"]))["value"]
+        """The best of `finalists`; ties are broken by smaller coding loss, then by order."""
+        return max(self.finalists, key=lambda one: (one[self.by], -one["coding_loss"]))["value"]
+
+    @property
+    def runs(self) -> int:
+        """The number of samples run through each coded model, over all candidates."""
+        return sum(int(one.get("samples", self.samples)) for one in self.scores)
 
 
 class Refinement(Record):

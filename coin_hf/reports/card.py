@@ -1,6 +1,6 @@
 """Render the model card from the result alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -10,6 +10,7 @@ from coin_hf.erasure.betas import rows_of
 from coin_hf.hub.layout import FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.coin import ExpertRecord
+from coin_hf.records.measurements import Scores
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card_usage import inputs_of, usage
 from coin_hf.reports.safe_text import plain_id, safe
@@ -277,9 +278,16 @@ def _chosen(result: ResultRecord) -> str:
     choice = result.choice
     if choice is None:
         return "given in the recipe"
-    values = ", ".join(f"{entry['value']:g}" for entry in choice.scores)
     by = "NDA" if choice.by == "nda" else choice.by
-    return f"best {by} among {values} on {choice.samples} samples, no test data"
+    final = f"best {by} among {_values(choice.finalists)} on {choice.samples} samples"
+    few = [entry["samples"] for entry in choice.scores if entry not in choice.finalists]
+    if not few:
+        return f"{final}, no test data"
+    return f"{final}, the best on {few[0]} of them among {_values(choice.scores)}; no test data"
+
+
+def _values(scores: Iterable[Scores]) -> str:
+    return ", ".join(f"{entry['value']:g}" for entry in scores)
 
 
 def _fisher(used: FisherBlock) -> str:

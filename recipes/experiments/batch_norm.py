@@ -160,6 +160,8 @@ def recipe_for(digits: Path, experts: Path, seed: int, steps: Sequence[str]) -> 
                 name: {"path": str(digits), "labels": list(labels)}
                 for name, labels in GROUPS.items()
             },
+            "race": False,
+            "fisher": {"estimator": "exact"},
             "samples": {"per_expert": 100, "seed": seed, "held_out": 0.25},
             "refine": list(steps),
         }

@@ -56,6 +56,8 @@ def recipe_for(folder: Path, groups: Sequence[range], coded: int) -> Recipe:
             },
             "coded": coded,
             "lam": "auto",
+            "race": False,
+            "fisher": {"estimator": "exact"},
             "samples": {"per_expert": SAMPLES // len(groups), "seed": 0},
             "evaluation": {"split": "test", "batch_size": 64},
         }

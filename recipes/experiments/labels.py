@@ -120,6 +120,8 @@ def recipes(folder: Path, seeds: Sequence[int]) -> Iterator[tuple[str, str, Reci
                         ],
                         "datasets": {name: {"path": str(folder / "data" / name)} for name in names},
                         "classes": classes,
+                        "race": False,
+                        "fisher": {"estimator": "exact"},
                         "samples": {"per_expert": 200 // len(names)},
                         "compare": {"coders": CODERS, "seeds": list(seeds)},
                         "evaluation": {"split": "test", "batch_size": 64, "limit": 500},

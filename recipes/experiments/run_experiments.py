@@ -40,7 +40,12 @@ def main(
 ) -> None:
     """Make experts and compare coders."""
     plan = yaml.safe_load(experiments.read_text(encoding="utf-8"))
-    training = {**plan["training"], **_pairs(train)}
+    given = _pairs(train)
+    training = {**plan["training"], **given}
+    plan["experts"] = {  # what is given here goes before what an expert has of its own, too
+        name: {**own, **{key: value for key, value in given.items() if key in own}}
+        for name, own in plan["experts"].items()
+    }
     chosen = _selected(plan["tables"], only)
     changes = {
         (name, file): [
@@ -56,7 +61,7 @@ def main(
     }
     launcher = shlex.split(launch) or [sys.executable]
     if "foundation" in plan and not (_folder(plan, "foundation") / "config.json").is_file():
-        options = _options({**plan["foundation"], **_pairs(train)})
+        options = _options({**plan["foundation"], **given})
         _run([*launcher, FINETUNE, *options, "--output", _folder(plan, "foundation")])
     for name in _needed(plan, list(recipes.values())):
         _make(name, plan, training, launcher)
@@ -113,7 +118,7 @@ def _make(name: str, plan: dict[str, Any], training: dict[str, Any], launcher: l
     """Train one expert, unless it is there; where several learning rates are said, choose first."""
     if (_folder(plan, name) / "config.json").is_file():
         return
-    settings = {**training, **_chosen(plan, training, launcher), **plan["experts"][name]}
+    settings = {**training, **plan["experts"][name], **_chosen(plan, training, launcher)}
     start = Path(plan["output"]) / "experts" / "start"
     command = [*launcher, FINETUNE, *_options(plan["start"] | settings)]
     _run([*command, "--output", _folder(plan, name), "--save-start", start])

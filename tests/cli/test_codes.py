@@ -113,7 +113,7 @@ def test_fisher_of_a_dataset(tmp_path: Path, coin_hf: Command) -> None:
     assert status == 0, err
     with safe_open(tmp_path / "out" / "fisher" / "one.safetensors", framework="pt") as file:
         said = file.metadata()
-    assert (said["samples"], said["estimator"], said["model"]) == ("4", "exact", "./one")
+    assert (said["samples"], said["estimator"], said["model"]) == ("4", "probe", "./one")
     assert re.fullmatch("sha256:[0-9a-f]{64}", said["revision"])
     assert re.fullmatch("[0-9a-f]{64}", said["samples_sha256"])
 

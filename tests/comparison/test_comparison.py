@@ -177,6 +177,7 @@ def test_another_recipe_is_refused_by_its_first_differing_key(
         distillation={"epochs": 2, "lr": 1e-4, "batch_size": 5},
     )
     refused(r"'lam' differs: restore it, or give the entry another `name`", lam=0.1)
+    refused(r"holds rows of 'task_arithmetic' with other settings, 'race' differs", race=False)
 
 
 def test_a_folder_of_something_else_is_left_alone(

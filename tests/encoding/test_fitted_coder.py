@@ -18,7 +18,9 @@ from coin_hf.encoding.context import EncodingContext, RunContext
 from coin_hf.encoding.encoder import run_coder
 from coin_hf.encoding.fitted_coder import fit_coder
 from coin_hf.encoding.inputs import draw, load_experts
+from coin_hf.encoding.selection import FEW, measure
 from coin_hf.erasure.code import ErasureCode
+from coin_hf.experts.coded_model import set_values
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
 from coin_hf.records.coin import CoinRecord
@@ -83,6 +85,30 @@ def test_task_arithmetic_chooses_alpha_on_the_samples(world: Path, start: str) -
     for name, value in found.coded[0].parameters.items():
         torch.testing.assert_close(value, expected[name])
     assert found.passes == Passes(forward=count[0]) == Passes(forward=22 * 16)
+
+
+@pytest.mark.parametrize("race", [True, False])
+def test_a_race_saves_passes_and_says_so(world: Path, start: str, race: bool) -> None:
+    samples = {"per_expert": 2 * FEW, "seed": 0}
+    settings = {"task_arithmetic": {"foundation": start}, "samples": samples, "race": race}
+    given = context(world, coder="task_arithmetic", **settings)
+    with counted(given) as count:
+        found = run_coder(given)
+    assert found.choice is not None
+    tried = [entry["samples"] for entry in found.choice.scores]
+    assert sorted(tried) == ([2 * FEW] * 13 + [4 * FEW] * 7 if race else [4 * FEW] * 20)
+    assert found.passes == Passes(forward=count[0]) == Passes(forward=2 * 4 * FEW + sum(tried))
+    # Its own numbers, by the choice of one value at a time.
+    for entry in found.choice.finalists[:2]:
+        alone = context(world, coder="task_arithmetic", **settings)
+        fitted = fit_coder(alone)
+        coded = found.coded[0]
+        set_values(coded.model, fitted.parameters(float(entry["value"]), BETAS))
+        logits = [alone.logits(coded.model, alone.samples)]
+        code, own = ErasureCode(BETAS), alone.own(alone.samples)
+        labels = alone.samples.labels
+        by_hand = measure(logits, alone.expert_logits, labels, code, own=own)
+        assert {key: entry[key] for key in by_hand} == pytest.approx(by_hand, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["linear", "conv"])

@@ -33,7 +33,7 @@ def three(world: Path, folder: Path, **changes: Any) -> dict[str, Any]:
             for name, labels in GROUPS.items()
         },
         "coded": 2,
-        "fisher": {"save": True},
+        "fisher": {"estimator": "exact", "save": True},
         "output": str(folder / "coded"),
         **changes,
     }
@@ -277,7 +277,11 @@ def test_all_experts_may_be_missing(world: Path, tmp_path: Path) -> None:
 
 
 def test_lambda_is_one_number_for_all_coded_models(world: Path, places: Path) -> None:
-    ensemble = encode(Recipe.from_dict(three(world, places, lam="auto", fisher={"save": False})))
+    ensemble = encode(
+        Recipe.from_dict(
+            three(world, places, lam="auto", fisher={"estimator": "exact", "save": False})
+        )
+    )
     choice = ensemble.result["choice"]
     assert [entry["value"] for entry in choice["scores"]] == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
     best = max(choice["scores"], key=lambda entry: (entry[choice["by"]], -entry["coding_loss"]))
@@ -292,7 +296,9 @@ def test_transformers_load_subfolders(world: Path, tmp_path: Path) -> None:
         save_transformers(tmp_path / name, seed)
     recipe = recipe_dict(world)
     recipe["experts"] = [{"model": str(tmp_path / n), "dataset": n} for n in ("low", "high")]
-    ensemble = encode(Recipe.from_dict({**recipe, "coded": 2, "fisher": {"save": "half"}}))
+    ensemble = encode(
+        Recipe.from_dict({**recipe, "coded": 2, "fisher": {"estimator": "exact", "save": "half"}})
+    )
     ensemble.save_pretrained(tmp_path / "coded")
     x = torch.randn(2, 3, 32, 32)
     for subfolder, coded in (("", 0), ("coded-1", 1)):

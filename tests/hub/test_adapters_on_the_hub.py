@@ -61,6 +61,7 @@ def write(folder: Path, second: str) -> None:
         "datasets": DATA,
         "samples": {"per_expert": 8},
         "lam": 0.01,
+        "fisher": {"estimator": "exact"},
         "output": "coded",
         "hub": {"repo": "me/coded"},
     }

@@ -82,6 +82,7 @@ def recipe(path: Path, experts: tuple[str, str] = ("me/low", "me/high"), **chang
         "datasets": DATA,
         "samples": {"per_expert": 8},
         "lam": 0.01,
+        "fisher": {"estimator": "exact"},
         **changes,
     }
     path.write_text(yaml.safe_dump(data))

@@ -61,7 +61,7 @@ def user(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Path:
         "samples": {"per_expert": 8},
         "coded": 2,
         "lam": 0.01,
-        "fisher": {"save": True},
+        "fisher": {"estimator": "exact", "save": True},
         "output": "coded",
         "hub": {"repo": "me/two"},
     }

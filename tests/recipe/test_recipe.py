@@ -60,8 +60,8 @@ def test_default_betas_are_equal(n: int) -> None:
         (
             {"zzz": 1},
             "unknown key 'zzz'; valid keys are experts, datasets, betas, coded, classes, coder, "
-            "dtype, lam, samples, fisher, task_arithmetic, regmean, distillation, refine, augment, "
-            "compare, evaluation, output, hub",
+            "dtype, lam, race, samples, fisher, task_arithmetic, regmean, distillation, refine, "
+            "augment, compare, evaluation, output, hub",
         ),
         ({"samples": {"pre_expert": 1}}, "unknown key 'samples.pre_expert', did you mean "),
         ({"evaluation": {"batchsize": 1}}, "unknown key 'evaluation.batchsize', did you mean "),

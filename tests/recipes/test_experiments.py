@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,6 +58,8 @@ def test_a_recipe_parses_and_says_what_it_is(file: Path) -> None:
     if file.stem == "fig2a":
         assert recipe.samples.held_out == 0.5
         assert recipe.distillation.epochs == 20
+    # The rows named COIN are the paper's, whatever the defaults are.
+    assert (recipe.fisher.estimator, recipe.race) == ("exact", False)
     text = file.read_text()
     assert re.search(r"^# (Table|Figure) ", text)
     assert f"--only {file.stem.partition('-')[0]}" in text
@@ -65,6 +68,43 @@ def test_a_recipe_parses_and_says_what_it_is(file: Path) -> None:
         assert "What to expect" in text
         assert "How long" in text
         assert {block.path for block in recipe.datasets.values()} <= set(HUB_IDS.values())
+
+
+TITLES = {
+    "averaging": "plain averaging", "task_arithmetic": "task arithmetic", "regmean": "RegMean",
+    "distillation": "distillation", "coin": "COIN",
+}  # fmt: skip
+
+
+def reported() -> dict[str, dict[str, Any]]:
+    """The paper's two tables, by the recipe of each column."""
+    found = json.loads((RECIPES / "paper" / "reported.json").read_text())["columns"]
+    assert sorted(found) == sorted(file.stem for file in (RECIPES / "paper").glob("table*.yaml"))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(reported()))
+def test_a_recipe_of_the_paper_tells_the_papers_numbers_and_has_its_settings(name: str) -> None:
+    file, said = RECIPES / "paper" / f"{name}.yaml", reported()[name]
+    comments = [line for line in file.read_text().splitlines() if line.startswith("#   ")]
+    for coder, ndas in said["nda"].items():
+        assert f"#   {TITLES[coder]:<16}" + "".join(f"{nda:8.2f}" for nda in ndas) in comments
+        # The paper rounds what it averages, and the average.
+        assert ndas[2] == pytest.approx((ndas[0] + ndas[1]) / 2, abs=0.0101)
+    recipe = Recipe.from_yaml(file)
+    assert {expert.dataset for expert in recipe.experts} == set(said["experts"])
+    assert (recipe.betas, recipe.samples.per_expert) == ((0.5, 0.5), 100)
+    assert (recipe.lam, recipe.foundation.alpha) == ("auto", "auto")
+    trained = recipe.distillation
+    assert (trained.lr, trained.batch_size, trained.weight_decay) == (1e-5, 8, 0.1)
+    assert trained.epochs == 20
+    for expert in recipe.experts:
+        plan = yaml.safe_load((RECIPES / "paper" / "experiments.yaml").read_text())
+        path = recipe.datasets[expert.dataset].path
+        epochs = {"ylecun/mnist": 1, "zalando-datasets/fashion_mnist": 5, "uoft-cs/cifar10": 3}
+        made = {**plan["training"], **plan["experts"][expert.model.rpartition("/")[2]]}
+        assert made["epochs"] == epochs[path]
+        assert (made["lr"], made["batch_size"], made["weight_decay"]) == (1e-5, 128, 0.1)
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.stem)

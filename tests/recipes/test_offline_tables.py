@@ -44,6 +44,8 @@ COLUMNS = {
 CODERS = {"averaging": "averaging", "RegMean (conv)": "regmean", "distillation": "distillation",
           "coin": "coin", "COIN + layerwise": "coin"}  # fmt: skip
 MARKED = "before\n<!-- offline -->\nold\n<!-- /offline -->\nafter\n"
+PAPER = "<!-- paper -->\nold\n<!-- /paper -->\nend\n"
+REPORTED = ROOT / "recipes" / "paper" / "reported.json"
 
 Kept = Mapping[str, Mapping[str, dict[str, Any]]]
 
@@ -270,6 +272,11 @@ def between(text: str) -> str:
     return text.partition("<!-- offline -->\n")[2].partition("\n<!-- /offline -->")[0]
 
 
+def contents(offline: dict[str, Any], kept: Kept) -> dict[str, str]:
+    """What the page holds, by the name of its marks."""
+    return {"offline": offline["page"](kept), "paper": offline["section"](kept)}
+
+
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -278,8 +285,8 @@ def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_pages_are_rendered_from_what_is_kept(offline: dict[str, Any]) -> None:
     kept = offline["load"]()
     whole, readme = PAGES
-    assert whole.read_bytes() == offline["filled"](whole, offline["page"](kept)).encode()
-    assert readme.read_bytes() == offline["filled"](readme, offline["short"](kept)).encode()
+    assert whole.read_bytes() == offline["filled"](whole, **contents(offline, kept)).encode()
+    assert readme.read_bytes() == offline["filled"](readme, offline=offline["short"](kept)).encode()
     if kept:
         check_page(between(whole.read_text(encoding="utf-8")), kept)
         check_short(between(readme.read_text(encoding="utf-8")), kept)
@@ -316,8 +323,8 @@ def test_collected_results_render_to_their_numbers(
     offline: dict[str, Any], runs: Path, tmp_path: Path
 ) -> None:
     results, whole, readme = tmp_path / "kept", tmp_path / "page.md", tmp_path / "readme.md"
-    for page in (whole, readme):
-        page.write_text(MARKED, encoding="utf-8")
+    whole.write_text(MARKED + PAPER, encoding="utf-8")
+    readme.write_text(MARKED, encoding="utf-8")
     done = run("collect", runs, "--results", results)
     assert done.returncode == 0, done.stderr
     assert "not finished: lite0/table1-fashion_mnist\n" in done.stderr
@@ -343,17 +350,60 @@ def test_collected_results_render_to_their_numbers(
         for foundation in FOUNDATIONS
     }
     texts = [each.read_text(encoding="utf-8") for each in (whole, readme)]
-    assert texts[0] == offline["filled"](whole, offline["page"](kept))  # again: nothing changes
-    assert texts[1] == offline["filled"](readme, offline["short"](kept))
+    assert texts[0] == offline["filled"](whole, **contents(offline, kept))  # again: nothing changes
+    assert texts[1] == offline["filled"](readme, offline=offline["short"](kept))
     for text in texts:
         assert text.startswith("before\n<!-- offline -->\n")
-        assert text.endswith("\n<!-- /offline -->\nafter\n")
+        assert "\n<!-- /offline -->\nafter\n" in text
+    assert texts[0].endswith("\n<!-- /paper -->\nend\n")
+    assert texts[1].endswith("after\n")
     check_page(between(texts[0]), kept)
     check_short(between(texts[1]), kept)
     assert "Experts right on their test images: low 98.2 % of 500, high 98.2 % of 500." in texts[0]
     assert "P = 8; sample seeds 0, 1, 2; distillation: 2 epochs. Run on cpu" in texts[0]
     assert "P = 8, 16; sample seeds 0; distillation: 2 epochs." in texts[0]
     assert texts[0].count("<details>") == texts[0].count("</details>") == 7
+
+
+def test_the_papers_numbers_stand_beside_ours() -> None:
+    """Every number of reported.json is in the page, and the common columns hold both means."""
+    text = PAGES[0].read_text(encoding="utf-8")
+    text = text.partition("<!-- paper -->\n")[2].partition("<!-- /paper -->")[0]
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines()]
+        for part in text.split("\n\n")
+        if part.startswith("|")
+    ]
+    assert len(tables) == 3
+    columns = json.loads(REPORTED.read_text(encoding="utf-8"))["columns"]
+    for table, kind in zip(tables[1:], ("table1", "table2"), strict=True):
+        for line, coder in zip(table[2:], columns["table1-mnist"]["nda"], strict=True):
+            expected = [
+                f"{nda:.2f}"
+                for name in columns
+                if name.startswith(kind)
+                for nda in columns[name]["nda"][coder]
+            ]
+            assert line == [TITLES[coder], *expected]
+    names = ("table1-mnist", "table1-fashion_mnist", "table2-mnist-fashion_mnist")
+    titles = ["MNIST", "Fashion-MNIST", "MNIST + Fashion-MNIST"]
+    assert tables[0][0] == ["NDA (%), the paper / EfficientNet-Lite0 / ResNet50", *titles]
+    kept = {
+        (foundation, name): json.loads((RESULTS / foundation / f"{name}.json").read_text())
+        for foundation in FOUNDATIONS
+        for name in names
+    }
+    for row_ in kept["lite0", names[0]]["summary"]:
+        shown = TITLES[row_["coder"]] if row_["name"] == row_["coder"] else row_["name"]
+        line = next(line for line in tables[0] if line[0] == shown)
+        for cell, name in zip(line[1:], names, strict=True):
+            refined = row_["name"] == "COIN + layerwise"
+            theirs = "-" if refined else f"{columns[name]['nda'][row_['coder']][2]:.1f}"
+            ours = [
+                next(one for one in kept[f, name]["summary"] if one["name"] == row_["name"])
+                for f in FOUNDATIONS
+            ]
+            assert cell == " / ".join([theirs, *(f"{one['mean_nda']['mean']:.1f}" for one in ours)])
 
 
 def test_ties_are_all_bold_and_what_is_not_known_is_said(offline: dict[str, Any]) -> None:
@@ -426,9 +476,9 @@ def test_a_large_result_goes_without_the_scores_of_what_was_tried(
 @pytest.mark.slow
 def test_a_page_without_marks_is_named_and_nothing_is_written(runs: Path, tmp_path: Path) -> None:
     whole, readme = tmp_path / "page.md", tmp_path / "readme.md"
-    whole.write_text(MARKED, encoding="utf-8")
+    whole.write_text(MARKED + PAPER, encoding="utf-8")
     readme.write_text("no marks\n", encoding="utf-8")
     done = run("render", "--results", runs, "--page", whole, "--readme", readme)
     assert done.returncode == 2
     assert f"error: {readme} has no place for the tables: add <!-- offline -->" in done.stderr
-    assert whole.read_text(encoding="utf-8") == MARKED
+    assert whole.read_text(encoding="utf-8") == MARKED + PAPER

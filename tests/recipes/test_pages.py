@@ -11,16 +11,22 @@ ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "recipes" / "experiments"
 
 
-@pytest.mark.parametrize("name", ["labels", "serving"])
-def test_a_page_is_rendered_from_its_results(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("labels", "labels"), ("serving", "serving"), ("probes", "probes_offline")],
+)
+def test_a_page_is_rendered_from_its_results(name: str, kept: str, tmp_path: Path) -> None:
     page = tmp_path / f"{name}.md"
     text = (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8")
     emptied = re.sub(
-        r"(<!-- [\w-]+: begin -->\n).*?(<!-- [\w-]+: end -->)", r"\1\2", text, flags=re.S
-    )
+        r"(<!-- (?!probes)[\w-]+: begin -->\n).*?(<!-- [\w-]+: end -->)",
+        r"\1\2",
+        text,
+        flags=re.S,
+    )  # the marks `probes` are those of a comparison by the command line
     assert emptied != text
     page.write_text(emptied, encoding="utf-8")
-    results = json.loads((EXPERIMENTS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    results = json.loads((EXPERIMENTS / "results" / f"{kept}.json").read_text(encoding="utf-8"))
     with script(EXPERIMENTS / f"{name}.py") as module:
         module["render"](results, page)
     assert page.read_text(encoding="utf-8") == text
@@ -69,3 +75,19 @@ def test_the_routers_cost_is_as_measured() -> None:
     assert f"takes {found['alone_ms']:.0f} ms" in page
     assert f"adds {found['added_ms']:.2f} ms" in page
     assert f"at {found['throughput']:.2f} times" in page
+
+
+def test_the_study_of_probes_tells_what_its_scores_say() -> None:
+    """Races and choices by hand, from the scores that are kept."""
+    file = EXPERIMENTS / "results" / "probes_offline.json"
+    with script(EXPERIMENTS / "probes.py") as study:
+        for case in json.loads(file.read_text(encoding="utf-8")):
+            for row in case["rows"]:
+                scores = row["scores"]
+                ranked = sorted(scores["all"], key=lambda e: (-e["nda"], e["coding_loss"]))
+                assert study["full"](row) == ranked[0]["value"]
+                early = sorted(scores["20"], key=lambda e: e["coding_loss"])
+                kept = [entry["value"] for entry in early[: 2 if len(early) == 6 else 7]]
+                taken = next(entry["value"] for entry in ranked if entry["value"] in kept)
+                assert study["raced"](row, 20) == taken
+                assert {f"{ranked[0]['value']:g}", f"{taken:g}"} <= set(row["test"])

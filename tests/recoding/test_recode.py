@@ -48,7 +48,7 @@ def recipe(world: Path, places: Path, names: list[str], **changes: Any) -> Recip
                 }
                 for name in GROUPS
             },
-            "fisher": {"save": True},
+            "fisher": {"estimator": "exact", "save": True},
             "output": None,
             **changes,
         }
@@ -100,9 +100,17 @@ def test_chunks_do_not_matter(three: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_other_betas_and_lambda_equal_encoding_with_them(
     world: Path, places: Path, tmp_path: Path, save: Any
 ) -> None:
-    make(tmp_path / "a", recipe(world, places, ["low", "high"], fisher={"save": save}))
+    make(
+        tmp_path / "a",
+        recipe(world, places, ["low", "high"], fisher={"estimator": "exact", "save": save}),
+    )
     expected = recipe(
-        world, places, ["low", "high"], betas=[0.7, 0.3], lam=1e-3, fisher={"save": save}
+        world,
+        places,
+        ["low", "high"],
+        betas=[0.7, 0.3],
+        lam=1e-3,
+        fisher={"estimator": "exact", "save": save},
     )
     make(tmp_path / "b", expected)
     recode(tmp_path / "a", tmp_path / "c", betas=[0.7, 0.3], lam=1e-3)
@@ -219,7 +227,9 @@ def test_transformers_in_shards(world: Path, tmp_path: Path) -> None:
         save_transformers(tmp_path / name, seed)
     base = recipe_dict(world)
     base["experts"] = [{"model": str(tmp_path / n), "dataset": n} for n in ("low", "high")]
-    made = encode(Recipe.from_dict({**base, "fisher": {"save": True}, "coded": 2}))
+    made = encode(
+        Recipe.from_dict({**base, "fisher": {"estimator": "exact", "save": True}, "coded": 2})
+    )
     made.save_pretrained(tmp_path / "coded")
     recode(tmp_path / "coded", tmp_path / "again")
     for c in range(2):
@@ -249,7 +259,7 @@ def test_half_precision_parameters(world: Path, tmp_path: Path) -> None:
         save_timm(tmp_path / name, timm_model(seed).to(torch.bfloat16))
     base = recipe_dict(world)
     base["experts"] = [{"model": str(tmp_path / n), "dataset": n} for n in ("low", "high")]
-    made = encode(Recipe.from_dict({**base, "fisher": {"save": "half"}}))
+    made = encode(Recipe.from_dict({**base, "fisher": {"estimator": "exact", "save": "half"}}))
     made.save_pretrained(tmp_path / "coded")
     with safe_open(tmp_path / "coded" / "model.safetensors", framework="pt") as file:
         assert file.get_tensor("conv1.0.weight").dtype == torch.bfloat16

@@ -111,6 +111,16 @@ def test_every_number_comes_from_the_result(result: dict[str, Any]) -> None:
     assert "best NDA among 1e-05, 0.0001, 0.001, 0.01, 0.1, 1 on 16 samples" in read(result).text
 
 
+def test_a_race_says_what_each_candidate_was_tried_on(result: dict[str, Any]) -> None:
+    for entry, count in zip(result["choice"]["scores"], (4, 4, 16, 4, 16, 4), strict=True):
+        entry["samples"] = count
+    said = (
+        "(best NDA among 0.001, 0.1 on 16 samples, the best on 4 of them among "
+        "1e-05, 0.0001, 0.001, 0.01, 0.1, 1; no test data)"
+    )
+    assert said in read(result).text
+
+
 def test_an_expert_that_is_never_right_has_no_metric(result: dict[str, Any]) -> None:
     for score in result["erasures"][0]["scores"].values():
         score["nda"] = None

@@ -1,16 +1,16 @@
 """What is measured: a network, the number of classes K, the number of samples P."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from coin_hf.fisher import resolve_estimator
-
+EXACT_CLASSES = 64
+"""K up to which all logits are taken."""
 PROBES = 4
-"""m of the probe estimator, which takes over where K is large."""
+"""m of the probe estimator, which is measured above."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Case:
         return NETWORKS[self.network]
 
     @property
-    def estimator(self) -> str:
+    def estimator(self) -> Literal["exact", "probe"]:
         """`exact`, or `probe` where K is large."""
-        return resolve_estimator(self.classes)
+        return "exact" if self.classes <= EXACT_CLASSES else "probe"
 
     @property
     def cotangents(self) -> int:

@@ -80,21 +80,29 @@ def scaling_table(entry: dict[str, Any]) -> str:
 
 def coding_table(result: dict[str, Any]) -> str:
     """The coding step beside the distillation baseline."""
-    seconds = result["seconds"]
+    seconds, few = result["seconds"], f"{2 * result['few']} samples, the best two on all"
+    probes = f"{result['probes']} probe{'s' * (result['probes'] > 1)} a sample"
+
+    def shares(key: str, form: str = "{}") -> list[str]:
+        share = f"{100 * result['ratios'][key]:.1f} %"
+        return [form.format(number(seconds[key])), form.format(share)]
+
     rows = [
-        ["two Fishers", number(seconds["fishers"])],
-        ["lambda: experts' logits, and six candidates with a forward each", number(seconds["lam"])],
-        ["**COIN, the coding step**", f"**{number(seconds['coin'])}**"],
-        [f"distillation, {result['distillation']}", number(seconds["distillation"])],
-        ["COIN by distillation", f"{100 * result['ratio']:.1f} %"],
-        ["the bound of two Fishers: forward passes, input-backwards", number(seconds["bound"])],
-        ["the bound by distillation", f"{100 * result['bound_ratio']:.1f} %"],
-        ["refining: `layerwise`, with four copies of the samples", number(seconds["layerwise"])],
-        ["`layerwise` by two Fishers", f"{result['refine_ratio']:.2f} x"],
+        [f"two Fishers, {probes}", number(seconds["probed"]), ""],
+        [f"lambda: the experts' logits, six candidates on {few}", number(seconds["raced"]), ""],
+        ["**COIN, the coding step by default**", *shares("coin", "**{}**")],
+        ["two exact Fishers", number(seconds["exact"]), ""],
+        ["lambda: the experts' logits, six candidates on all samples", number(seconds["full"]), ""],
+        ["COIN, the coding step as in the paper", *shares("paper")],
+        ["the bound of two exact Fishers: forward, input-backwards", *shares("bound")],
+        [f"distillation, {result['distillation']}", number(seconds["distillation"]), "100 %"],
+        ["refining: `layerwise`, four copies of the samples", number(seconds["layerwise"]), ""],
     ]
     machine = f"{sentence(result['machine'])}; medians of {result['rounds']} rounds."
     head = f"### {result['case']}\n\n{machine}"
-    return f"{head}\n\n" + table(["step", "seconds"], rows)
+    after = f"`layerwise` takes {result['refine_ratio']:.2f} times what two exact Fishers take."
+    found = table(["step", "seconds", "by distillation"], rows)
+    return f"{head}\n\n{found}\n\n{after}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

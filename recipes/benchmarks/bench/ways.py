@@ -72,7 +72,7 @@ def ours(model: nn.Module, case: Case) -> Run:
     """coin-hf, as a user calls it."""
 
     def run(inputs: Tensor) -> dict[str, Tensor]:
-        return diagonal_fisher(model, inputs, estimator="auto", probes=PROBES)
+        return diagonal_fisher(model, inputs, estimator=case.estimator, probes=PROBES)
 
     return run
 
@@ -119,7 +119,7 @@ def vectors(case: Case, logits: Tensor, start: int) -> Tensor:
     """The cotangents of a chunk that begins at sample `start`, shape (M, B, K)."""
     positions = range(start, start + len(logits))
     return cotangents_for(
-        logits.detach(), positions, estimator="auto", probes=PROBES, seed=0
+        logits.detach(), positions, estimator=case.estimator, probes=PROBES, seed=0
     )  # as `ours` draws them
 
 

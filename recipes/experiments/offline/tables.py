@@ -6,8 +6,9 @@
 `collect` copies every finished `result.json` to `results/<foundation>/<experiment>.json` beside
 this script, and draws the figures 2a and 2b from there. `render` puts the tables into `README.md`
 beside this script and, NDA alone, into the project's README.md, each between `<!-- offline -->`
-and `<!-- /offline -->`. Experiments are those that the `experiments-*.yaml` name, contenders
-whatever is in the results, in their order.
+and `<!-- /offline -->`; and the paper's own, from recipes/paper/reported.json, into the former
+between `<!-- paper -->` and `<!-- /paper -->`. Experiments are those that the `experiments-*.yaml`
+name, contenders whatever is in the results, in their order.
 """
 
 import sys
@@ -17,12 +18,12 @@ from typing import Annotated
 import typer
 from kept import HERE, RESULTS, collect, load
 from rendering import page, short
+from reported import section
 
 from coin_hf.errors import InputError
 
 PAGE = HERE / "README.md"
 README = HERE.parents[2] / "README.md"
-BEGIN, END = "<!-- offline -->", "<!-- /offline -->"
 commands = typer.Typer(
     help="The offline tables, from what run_all.sh left in runs/offline.",
     add_completion=False,
@@ -30,12 +31,12 @@ commands = typer.Typer(
 )
 
 
-def filled(file: Path, content: str) -> str:
+def filled(file: Path, **contents: str) -> str:
     """Return the text of a page with new content between its marks.
 
     Args:
         file: The page.
-        content: What goes there.
+        **contents: What goes there, by the name of the marks.
 
     Returns:
         The whole text.
@@ -44,11 +45,14 @@ def filled(file: Path, content: str) -> str:
         InputError: If there is no such page, or it has no marks.
     """
     text = file.read_text("utf-8") if file.is_file() else ""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{file} has no place for the tables: add {BEGIN} and {END}")
-    return f"{head}{begin}\n{content}\n{end}{tail}"
+    for name, content in contents.items():
+        opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+        head, begin, rest = text.partition(opening)
+        _, end, tail = rest.partition(closing)
+        if not begin or not end:
+            raise InputError(f"{file} has no place for the tables: add {opening} and {closing}")
+        text = f"{head}{begin}\n{content}\n{end}{tail}"
+    return text
 
 
 @commands.command("collect")
@@ -69,7 +73,10 @@ def render_command(
 ) -> None:
     """Write the tables into the pages."""
     kept = load(results)
-    texts = {whole: filled(whole, page(kept)), readme: filled(readme, short(kept))}
+    texts = {
+        whole: filled(whole, offline=page(kept), paper=section(kept)),
+        readme: filled(readme, offline=short(kept)),
+    }
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
         print(file)

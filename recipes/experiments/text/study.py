@@ -114,6 +114,7 @@ def recipe(
                 for name in CASES[case]
             },
             "classes": "name",
+            "race": False,
             "fisher": FISHER,
             "samples": {"per_expert": 100},
             "compare": {"coders": CODERS, "seeds": list(seeds)},

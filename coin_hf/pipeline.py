@@ -12,6 +12,7 @@ from coin_hf.coders import average
 from coin_hf.data.labelled_rows import LabelledRows
 from coin_hf.encoding.context import EncodingContext, RunContext
 from coin_hf.encoding.cost import machine, timed
+from coin_hf.encoding.defaults import settled
 from coin_hf.encoding.encoder import calibrate_on, run_coder
 from coin_hf.encoding.inputs import draw, draw_recorded, load_experts, open_tests
 from coin_hf.encoding.pinning import pin_datasets, resolve
@@ -64,6 +65,7 @@ def encode(
         experts = load_experts(recipe, run)
         samples = draw(recipe, experts, run)
         test_sets = open_tests(recipe, experts, run)
+    recipe = settled(recipe, experts, samples)
     checkpoints = None if resume is None else Path(resume)
     context = EncodingContext(run, recipe, experts, samples, checkpoints)
     with only_writer(checkpoints) if checkpoints and not run.processes.rank else nullcontext():

@@ -97,7 +97,7 @@ def refine(context: EncodingContext, coded: Sequence[Expert]) -> tuple[list[Refi
     with _Refiner(context) as refiner:
         for c, (each, betas) in enumerate(zip(coded, context.rows, strict=True)):
             before = refiner.loss(each, betas)
-            for block in context.recipe.refine:
+            for block in context.recipe.refine or ():
                 start = time.perf_counter()
                 old = {name: value.clone() for name, value in each.parameters.items()}
                 set_values(each.model, refiner.step(block, each, c))

@@ -1,7 +1,6 @@
 """Say how much memory a computation may take."""
 
 import os
-from pathlib import Path
 
 import torch
 
@@ -25,9 +24,13 @@ def spare_bytes(device: torch.device) -> int:
 def _available() -> int:
     """Return the bytes of memory that the system can give, cached files counted as free."""
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
+        with open("/proc/meminfo", encoding="ascii") as told:  # what the system says, no data
+            for line in told:
+                if line.startswith("MemAvailable:"):
+                    return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not every system reports it
         return 2**31

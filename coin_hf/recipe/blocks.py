@@ -245,6 +245,19 @@ Steps = Annotated[
 ]
 
 
+def _auto(data: Any) -> Any:
+    """Read the word `auto` as what it stands for: nothing said."""
+    return None if data == "auto" else data
+
+
+AutoSteps = Annotated[
+    Steps | None,
+    BeforeValidator(
+        _auto, json_schema_input_type=Literal["auto"] | tuple[Step | RefineBlock, ...] | None
+    ),
+]
+
+
 class EvaluationBlock(Block):
     """The data on which NDA is measured; never used for a choice."""
 

@@ -11,6 +11,7 @@ from coin_hf.erasure.betas import check_betas, rows_of, written
 from coin_hf.errors import InputError, shown
 from coin_hf.recipe.blocks import (
     AugmentBlock,
+    AutoSteps,
     Block,
     Classes,
     Coder,
@@ -25,7 +26,6 @@ from coin_hf.recipe.blocks import (
     RegMeanBlock,
     Row,
     SamplesBlock,
-    Steps,
     TaskArithmeticBlock,
     Weights,
     shape_of,
@@ -80,9 +80,11 @@ class Recipe(Block):
     """Settings of the coder `regmean`."""
     distillation: DistillationBlock = DistillationBlock()
     """Settings of the coder `distillation`."""
-    refine: Steps = ()
+    refine: AutoSteps = None
     """Steps that improve the coder's result, in order: `layerwise`, `head`, or blocks `{step,
-    strength}`. Each is kept only if it reduces the coding loss of samples held out from it."""
+    strength, memory}`; `[]` for none, as in the paper. Each is kept only if it reduces the coding
+    loss of samples held out from it. By default (`auto`) `layerwise` behind `coin` and `averaging`,
+    with four copies of each image, where there are 100 samples or more; in `compare`, none."""
     augment: AugmentBlock | None = None
     """Augmented samples for RegMean, distillation and refinement; by default none."""
     compare: CompareBlock = CompareBlock()
@@ -221,6 +223,8 @@ class Recipe(Block):
             for key in Contender.model_fields
             if key != "name" and (value := getattr(contender, key)) is not None
         }
+        if self.refine is None and contender.refine is None:  # a coder's name means it alone
+            changes["refine"] = ()
         if contender.augment is None and "augment" in contender.model_fields_set:
             changes["augment"] = None
         return self.model_copy(update=changes)

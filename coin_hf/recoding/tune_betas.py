@@ -109,7 +109,7 @@ def tune_betas(
     if recipe.refine:
         raise InputError(
             f"'{target}' was refined, and betas are tried by re-coding, which does not refine: "
-            "encode it without `refine`, tune that, and encode again with the betas found"
+            "encode it with `refine: []`, tune that, and encode again with the betas found"
         )
     inputs = draw_recorded(recipe, ensemble.coin, experts, RunContext()).inputs
     batch = recipe.evaluation.batch_size

@@ -229,6 +229,7 @@ class CoinRecord(Settings):
                 "samples", "fisher", "evaluation")  # fmt: skip
         data = {key: said[key] for key in keys if said.get(key) is not None}
         data["samples"].pop("rows")
+        data.setdefault("refine", [])  # what was not refined was not to be
         for expert in data["experts"]:
             expert.pop("class_order", None)  # found again where the recipe is encoded
         return Recipe.from_dict(data, source="coin.json")

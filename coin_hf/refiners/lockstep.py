@@ -1,7 +1,7 @@
 """Forward passes of several networks, in lockstep from one linear map to the next."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from coin_hf.networks.inputs import Inputs, fit_to, repeat_first
 from coin_hf.networks.linear_maps import Intercept, LinearMap
 from coin_hf.networks.logits import call
+from coin_hf.networks.padding import real_rows, token_mask
 from coin_hf.refiners.tracking import Tracker
 
 
@@ -107,7 +108,7 @@ def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
         forward order. A weight used twice counts at its first use.
 
     Raises:
-        Unsuitable: If there is none.
+        Unsuitable: If there is none, or if tokens cannot be told from padding at one of them.
     """
     lengths: list[dict[str, int]] = []
     for size in (2, 3):
@@ -126,7 +127,29 @@ def find_maps(model: nn.Module, sample: Inputs) -> dict[str, int]:
             f"{type(model).__name__} has no dense convolution or linear map: leave the step "
             "`layerwise` out"
         )
+    _check_padding(model, sample, maps)
     return maps
+
+
+def _check_padding(model: nn.Module, sample: Inputs, maps: dict[str, int]) -> None:
+    """Run two texts, one with padding, and look for its rows at every map to refit."""
+    if not isinstance(sample, Mapping) or "attention_mask" not in sample:
+        return
+    batch = repeat_first(fit_to(sample, model), 2)
+    if batch["attention_mask"].dim() != 2 or batch["attention_mask"].shape[1] < 2:
+        return
+    batch["attention_mask"][1, -1] = 0
+    mask = token_mask(batch)
+    with passes([Pass(model, batch)]) as [only]:
+        stop = only.go()
+        while stop is not None:
+            output = stop()
+            if stop.name in maps:
+                try:
+                    real_rows(stop, mask, stop.count_rows(output))
+                except ValueError as error:
+                    raise Unsuitable(str(error)) from error
+            stop = only.go(output)
 
 
 @contextmanager

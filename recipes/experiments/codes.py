@@ -1,12 +1,13 @@
 """NDA against the number of experts N and of coded models M, on handwritten digits.
 
-    python recipes/experiments/codes.py [--folder FOLDER] [--experts 2 4 8]
+    python recipes/experiments/codes.py [--folder FOLDER] [--experts 2 4 8 16]
 
 ResNet50 at 32x32 from one shared start, as in `coin-hf demo`, fine-tuned for groups of the ten
 digits: two experts (0-4, 5-9), four (0-2, 3-4, 5-7, 8-9), eight (0-2, 1-3, ..., 7-9: eight groups
-of ten labels must overlap, or some expert would know one digit alone). P = 200 samples in every
-case, so the Fishers cost the same for each expert. For each N, the Fishers are computed once; M = 1
-has equal betas, M = 2 designed ones, and each chooses its own lambda.
+of ten labels must overlap, or some expert would know one digit alone), sixteen (the ten triples of
+neighbours, nine beside zero, and six of every third digit). P = 200 samples in every case, 192 for
+sixteen. M = 1 has equal betas, M = 2 and 3 designed ones; each chooses its own lambda, and is then
+refined by `layerwise` with four copies. What is there already is not made again.
 
 Writes `results/codes.json` beside this file, and from it `codes.png` and the tables of `codes.md`.
 """
@@ -24,25 +25,32 @@ from coin_hf.erasure.betas import rows_of
 from coin_hf.erasure.design import design, vandermonde
 from coin_hf.pipeline import encode
 from coin_hf.recipe import Recipe
+from coin_hf.repository.atomic import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).with_suffix(".md")
 DESIGNS = [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (8, 2), (3, 3), (4, 3), (6, 3), (8, 3)]
-GROUPS: dict[int, list[range]] = {
-    2: [range(5), range(5, 10)],
-    4: [range(3), range(3, 5), range(5, 8), range(8, 10)],
-    8: [range(i, i + 3) for i in range(8)],
+Group = tuple[int, ...]
+GROUPS: dict[int, list[Group]] = {
+    2: [tuple(range(5)), tuple(range(5, 10))],
+    4: [(0, 1, 2), (3, 4), (5, 6, 7), (8, 9)],
+    8: [(i, i + 1, i + 2) for i in range(8)],
+    16: [
+        *((i, (i + 1) % 10, (i + 2) % 10) for i in range(10)),
+        *((i, (i + 3) % 10, (i + 6) % 10) for i in range(6)),
+    ],
 }
 SAMPLES = 200
-CODED = (1, 2)
+CODED = {2: (1, 2), 4: (1, 2, 3), 8: (1, 2, 3), 16: (1, 2)}
 
 
-def name_of(group: range) -> str:
+def name_of(group: Group) -> str:
     """Return the name of the expert for a group of digits."""
-    return f"digits-{group[0]}-{group[-1]}"
+    joined = group[1] == group[0] + 1 and group[-1] == group[0] + len(group) - 1
+    return f"digits-{group[0]}-{group[-1]}" if joined else f"digits-{'-'.join(map(str, group))}"
 
 
-def recipe_for(folder: Path, groups: Sequence[range], coded: int) -> Recipe:
+def recipe_for(folder: Path, groups: Sequence[Group], coded: int, *, refined: bool) -> Recipe:
     """Write the recipe for experts that lie in `folder`."""
     names = [name_of(group) for group in groups]
     return Recipe.from_dict(
@@ -56,6 +64,8 @@ def recipe_for(folder: Path, groups: Sequence[range], coded: int) -> Recipe:
             },
             "coded": coded,
             "lam": "auto",
+            "refine": ["layerwise"] if refined else [],
+            "augment": {"copies": 4} if refined else None,
             "race": False,
             "fisher": {"estimator": "exact"},
             "samples": {"per_expert": SAMPLES // len(groups), "seed": 0},
@@ -64,67 +74,85 @@ def recipe_for(folder: Path, groups: Sequence[range], coded: int) -> Recipe:
     )
 
 
-def measure(folder: Path, experts: Sequence[int], architecture: str) -> list[dict[str, Any]]:
-    """Make the experts, encode every case, and keep what is asked here."""
+def measure(
+    folder: Path, experts: Sequence[int], architecture: str, file: Path
+) -> list[dict[str, Any]]:
+    """Make the experts, encode every case that the file lacks, and keep what is asked here."""
     groups = {name_of(group): list(group) for n in experts for group in GROUPS[n]}
     if not (folder / "digits").exists():
         make_digits(folder / "digits")
         make_experts(folder / "digits", folder / "experts", architecture, groups)
-    cases = []
+    cases = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = {(case["experts"], case["coded"]) for case in cases}
     for n in experts:
-        for coded in CODED:
-            # The Fishers depend on experts and samples alone: what M = 1 left, M = 2 goes on from.
-            recipe = recipe_for(folder, GROUPS[n], coded)
-            result = encode(recipe, progress=True, resume=folder / f"fishers-{n}").result.dump()
-            rows = rows_of(result["betas"])
-            singles = [e for e in result["erasures"] if not e["beside"]]
-            cases.append(
-                {
-                    "experts": n,
-                    "coded": coded,
-                    "groups": [list(group) for group in GROUPS[n]],
-                    "worst_amplification": worst_amplification(rows),
-                    "vandermonde": worst_amplification(vandermonde(n, coded)),
-                    "expert_accuracy": sum(e["expert_accuracy"] for e in singles) / n,
-                    **{
-                        key: result[key]
-                        for key in (
-                            "betas",
-                            "lam",
-                            "choice",
-                            "patterns",
-                            "mean_nda",
-                            "mean_nda_several",
-                            "calibration",
-                            "detection",
-                            "erasures",
-                            "architecture",
-                            "run",
-                        )
-                    },
-                }
-            )
-            print(n, coded, result["lam"], result["mean_nda"], result["mean_nda_several"])
-    return cases
+        for coded in CODED[n]:
+            if (n, coded) not in known:
+                cases.append(_case(folder, n, coded))
+                write_whole(file, json.dumps(cases, indent=1) + "\n")
+    return sorted(cases, key=lambda case: (case["experts"], case["coded"]))
+
+
+def _case(folder: Path, n: int, coded: int) -> dict[str, Any]:
+    """Encode once without and once with `layerwise`."""
+    found = []
+    for refined in (False, True):
+        recipe = recipe_for(folder, GROUPS[n], coded, refined=refined)
+        result = encode(recipe, progress=True).result.dump()
+        found.append(result)
+        print(n, coded, result["lam"], result["mean_nda"], result["mean_nda_several"], flush=True)
+    plain, result = found
+    rows = rows_of(plain["betas"])
+    singles = [e for e in plain["erasures"] if not e["beside"]]
+    kept = (
+        "betas", "lam", "patterns", "mean_nda", "mean_nda_several", "calibration", "detection",
+        "erasures", "architecture", "run",
+    )  # fmt: skip
+    return {
+        "experts": n,
+        "coded": coded,
+        "groups": [list(group) for group in GROUPS[n]],
+        "worst_amplification": worst_amplification(rows),
+        "vandermonde": worst_amplification(vandermonde(n, coded)),
+        "expert_accuracy": sum(e["expert_accuracy"] for e in singles) / n,
+        **{key: plain[key] for key in kept},
+        "refined": {key: result[key] for key in (*kept, "refinements")},
+    }
+
+
+def agreement(result: dict[str, Any], size: int, method: str) -> float:
+    """Average a method's agreement over the patterns of so many experts, in percent."""
+    values = [
+        e["methods"][method]["agreement"]
+        for e in result["erasures"]
+        if len(e["beside"]) == size - 1 and method in e["methods"]
+    ]
+    return 100 * sum(values) / len(values)
 
 
 def table(cases: Sequence[dict[str, Any]]) -> str:
     """Render the cases as a table."""
-    methods = ("coin", "averaging", "no coded model")
     lines = [
-        "| experts | coded models | missing at once | worst amplification (Vandermonde) | λ "
-        "| experts' accuracy | COIN | plain averaging | no coded model |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| experts | coded models | missing at once | worst amplification (Vandermonde) "
+        "| experts' accuracy | COIN + layerwise | its agreement | coded alone, own labels "
+        "| COIN | plain averaging | no coded model |",
+        f"|{'---:|' * 11}",
     ]
     for case in cases:
-        missing = {"1": case["mean_nda"], **case["mean_nda_several"]}
-        for size, means in missing.items():
-            ndas = (f"{means[m]:.1f}" if means.get(m) is not None else "-" for m in methods)
+        refined = case["refined"]
+        sizes = {"1": case["mean_nda"], **case["mean_nda_several"]}
+        better = {"1": refined["mean_nda"], **refined["mean_nda_several"]}
+        for size, means in sizes.items():
+            values = [
+                better[size].get("coin"),
+                agreement(refined, int(size), "coin"),
+                better[size].get("coded alone, own labels"),
+                *(means.get(method) for method in ("coin", "averaging", "no coded model")),
+            ]
+            ndas = (f"{value:.1f}" if value is not None else "-" for value in values)
             lines.append(
                 f"| {case['experts']} | {case['coded']} | {size} "
                 f"| {case['worst_amplification']:.2f} ({case['vandermonde']:.2f}) "
-                f"| {case['lam']:g} | {100 * case['expert_accuracy']:.1f} % "
-                f"| {' | '.join(ndas)} |"
+                f"| {100 * case['expert_accuracy']:.1f} % | {' | '.join(ndas)} |"
             )
     return "\n".join(lines)
 
@@ -152,7 +180,7 @@ def render(cases: Sequence[dict[str, Any]], page: Path) -> None:
 
 
 def figure(cases: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw NDA against N, a line for each M, number of missing experts and method."""
+    """Draw NDA against N, a line for each M, number of missing experts, refined or not."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,16 +193,17 @@ def figure(cases: Sequence[dict[str, Any]], path: Path) -> None:
         (2, "2"): ("#b0432f", "M = 2, two missing"),
     }
     for (coded, size), (color, label) in styles.items():
-        for method, line in (("coin", "-o"), ("averaging", "--s")):
+        for refined, line in ((True, "-o"), (False, "--s")):
             found = []
             for case in cases:
                 if case["coded"] == coded:
-                    means = {"1": case["mean_nda"], **case["mean_nda_several"]}[size]
-                    found.append((case["experts"], means[method]))
-            title = "COIN" if method == "coin" else "plain averaging"
+                    result = case["refined"] if refined else case
+                    means = {"1": result["mean_nda"], **result["mean_nda_several"]}[size]
+                    found.append((case["experts"], means["coin"]))
+            title = "COIN + layerwise" if refined else "COIN"
             axes.plot(
                 *zip(*found, strict=True), line, color=color, label=f"{title}, {label}",
-                alpha=1.0 if method == "coin" else 0.45,
+                alpha=1.0 if refined else 0.45,
             )  # fmt: skip
     ticks = sorted({case["experts"] for case in cases})
     axes.set_xscale("log", base=2)
@@ -194,17 +223,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="where to work; kept, and used again")
-    parser.add_argument("--experts", type=int, nargs="+", choices=sorted(GROUPS), default=[2, 4, 8])
+    parser.add_argument(
+        "--experts", type=int, nargs="+", choices=sorted(GROUPS), default=sorted(GROUPS)
+    )
     parser.add_argument("--architecture", default=ARCHITECTURE, help="timm's name")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the results go")
     parser.add_argument("--render", action="store_true", help="only render the results again")
     given = parser.parse_args()
     file = given.results / "codes.json"
     if not given.render:
-        with tempfile.TemporaryDirectory() as place:
-            cases = measure(given.folder or Path(place), given.experts, given.architecture)
         given.results.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
+        with tempfile.TemporaryDirectory() as place:
+            folder = given.folder or Path(place)
+            cases = measure(folder, given.experts, given.architecture, file)
+            write_whole(file, json.dumps(cases, indent=1) + "\n")
     cases = json.loads(file.read_text(encoding="utf-8"))
     figure(cases, given.results / "codes.png")
     print(table(cases))

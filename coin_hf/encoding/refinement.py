@@ -10,6 +10,7 @@ from torch import Tensor
 from coin_hf.data.samples import Samples
 from coin_hf.encoding.context import EncodingContext
 from coin_hf.encoding.fitted_coder import enlarged
+from coin_hf.encoding.scratch_file import ScratchFile
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.evaluation.scores import coding_errors
@@ -168,6 +169,7 @@ class _Refiner:
                 self.held_out.inputs,
                 betas=self.context.rows,
                 memory=memory,
+                scratch=ScratchFile,
                 accelerator=self.context.run.accelerator,
                 progress=self.context.run.progress,
             )

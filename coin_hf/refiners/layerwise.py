@@ -1,7 +1,7 @@
 """Layerwise refitting: refit each map in turn by least squares on the coded model's inputs."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from coin_hf.refiners.regression import (
     moved,
 )
 from coin_hf.refiners.row_choice import ROWS
-from coin_hf.refiners.shelf import Shelf
+from coin_hf.refiners.shelf import Scratch, Shelf
 from coin_hf.refiners.targets import FIT, Rows, Targets, gather, picked
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
@@ -41,6 +41,7 @@ def refit_layers(
     strength: float | None = None,
     rows: float = ROWS,
     memory: int | None = None,
+    scratch: Callable[[], Scratch] | None = None,
     batch_size: int | None = None,
     accelerator: Any = None,
     progress: bool = False,
@@ -58,7 +59,8 @@ def refit_layers(
         betas: The coded model's weights, shape (N,).
         strength: s; None to choose among `STRENGTHS`.
         rows: Rows to fit per input of a map, where its input has more.
-        memory: Bytes of host memory to use; by default a part of what is free.
+        memory: Bytes of host memory to use, with a `scratch`; by default a part of what is free.
+        scratch: Opens a file for what exceeds `memory`; None to hold all in memory.
         batch_size: Samples that go through a network at once; by default chosen by memory.
         accelerator: An `accelerate.Accelerator` whose processes share the samples.
         progress: Show bars on stderr, in the main process.
@@ -77,6 +79,7 @@ def refit_layers(
         betas=[betas],
         rows=rows,
         memory=memory,
+        scratch=scratch,
         batch_size=batch_size,
         accelerator=accelerator,
         progress=progress,
@@ -106,9 +109,9 @@ class LayerRefits:
 
     The experts run once, one after the other, chunk by chunk; what their maps should give together
     is kept for the rows that are regressed. Then each coded model makes one pass over all chunks,
-    in which every chunk waits at every map. What waits stays within `memory`, beyond the networks
-    and the samples: the rest lies in a temporary file. Solved in float64; up to rounding the result
-    is the same for any number of processes, any memory and any size of chunks.
+    in which every chunk waits at every map. With a `scratch`, what waits stays within `memory`,
+    beyond the networks and the samples: the rest lies in a file. Solved in float64; up to rounding
+    the result is the same for any number of processes, any memory and any size of chunks.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class LayerRefits:
         betas: Sequence[Sequence[float]],
         rows: float = ROWS,
         memory: int | None = None,
+        scratch: Callable[[], Scratch] | None = None,
         batch_size: int | None = None,
         accelerator: Any = None,
         progress: bool = False,
@@ -135,7 +139,8 @@ class LayerRefits:
             held_out: Samples that choose the strength, shape (Q, ...).
             betas: The coding weights of M coded models, shape (M, N).
             rows: Rows to fit per input of a map, where its input has more.
-            memory: Bytes of host memory to use; by default a part of what is free.
+            memory: Bytes of host memory to use, with a `scratch`; by default a part of the free.
+            scratch: Opens a file for what exceeds `memory`; None to hold all in memory.
             batch_size: Samples that go through a network at once; by default chosen by memory.
             accelerator: An `accelerate.Accelerator` whose processes share the samples.
             progress: Show bars on stderr, in the main process.
@@ -158,7 +163,8 @@ class LayerRefits:
         )
         own = sum(len(chunk.numbers) for chunk in self._rows.chunks)
         self._bytes = own * waiting
-        self._targets, self._shelf = Targets(), Shelf(self._memory // 4)
+        self._scratch = scratch
+        self._targets, self._shelf = Targets(), Shelf(self._memory // 4, scratch)
         steps = len(betas[0]) * len(self._rows.chunks)
         bar = self._processes.bar("targets", show=progress, unit="batch", total=steps)
         try:
@@ -200,9 +206,9 @@ class LayerRefits:
         on_host = device.type == "cpu"  # what is moved away from there is for the disk
         room = self._memory // 2 if on_host else spare_bytes(device)
         bar = self._processes.bar("refit", show=self._progress, total=len(self._rows.places))
-        with Shelf(0 if on_host else self._memory // 2) as shelf, bar:
+        with Shelf(0 if on_host else self._memory // 2, self._scratch) as shelf, bar:
             parking = Parking(model, shelf, room)
-            tracked = self._bytes > room
+            tracked = self._bytes > room and (self._scratch is not None or not on_host)
             every = [
                 Pass(model, fit_to(chunk.inputs, model), parking.tracker() if tracked else None)
                 for chunk in self._rows.chunks

@@ -1,16 +1,25 @@
-"""Keep tensors for later: in memory up to a limit, the others in a temporary file."""
+"""Keep tensors for later: in memory up to a limit, the others in a scratch file."""
 
 import ctypes
-import errno
-import os
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from coin_hf.refiners.lockstep import Unsuitable
+
+class Scratch(Protocol):
+    """Bytes by their place, on a disk."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write bytes."""
+
+    def read(self, data: memoryview, offset: int) -> None:
+        """Fill a view with bytes that were written."""
+
+    def close(self) -> None:
+        """Give the disk's space back."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +37,17 @@ class Ticket:
 
 
 class Shelf:
-    """Tensors that wait, within a limit of host memory; the file has no name and ends with it."""
+    """Tensors that wait, within a limit of host memory."""
 
-    def __init__(self, memory: int) -> None:
-        """Open a shelf; no file is made before one is needed.
+    def __init__(self, memory: int, scratch: Callable[[], Scratch] | None) -> None:
+        """Open a shelf.
 
         Args:
             memory: The bytes of tensors to hold in host memory.
+            scratch: Opens the file for the others, when one is needed; None to hold all in memory.
         """
-        self._room = memory
-        self._file: Any = None
+        self._room, self._open = memory, scratch
+        self._file: Scratch | None = None
         self._end = 0
         self._free: dict[int, list[int]] = {}  # places in the file, by their size
 
@@ -49,20 +59,18 @@ class Shelf:
 
         Returns:
             The ticket, for `take`.
-
-        Raises:
-            Unsuitable: If the disk of temporary files is full.
         """
         size = value.numel() * value.element_size()
         host = value.detach().cpu()
-        if size <= self._room:
+        if size <= self._room or self._open is None:
             self._room -= size
             return Ticket(value.shape, value.dtype, value.device, size, host)
+        self._file = self._file or self._open()
         places = self._free.get(size)
         offset = places.pop() if places else self._end
         self._end = max(self._end, offset + size)
         host = host.contiguous()
-        self._write(_bytes_of(host).cast("B"), offset)
+        self._file.write(_bytes_of(host), offset)
         return Ticket(value.shape, value.dtype, value.device, size, None, offset)
 
     def take(self, ticket: Ticket) -> Tensor:
@@ -93,10 +101,8 @@ class Shelf:
         if ticket.kept is not None:
             return ticket.kept.to(ticket.device)
         found = torch.empty(ticket.shape, dtype=ticket.dtype)
-        view, place = _bytes_of(found).cast("B"), ticket.offset
-        while view:
-            read = os.preadv(self._file.fileno(), [view], place)
-            view, place = view[read:], place + read
+        if self._file is not None:
+            self._file.read(_bytes_of(found), ticket.offset)
         return found.to(ticket.device)
 
     def close(self) -> None:
@@ -112,22 +118,6 @@ class Shelf:
         """Drop what is left on it."""
         self.close()
 
-    def _write(self, view: memoryview, offset: int) -> None:
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile()  # noqa: SIM115
-            while view:
-                written = os.pwrite(self._file.fileno(), view, offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise Unsuitable(
-                f"{tempfile.gettempdir()} has no room for the activations that wait there, "
-                f"{self._end / 2**30:.1f} GiB so far: free some, set TMPDIR to another disk, or "
-                "raise `memory` so that more of them stay in memory"
-            ) from error
-
 
 def _bytes_of(value: Tensor) -> memoryview:
     """View the memory of a contiguous tensor on the host, which must outlive the view.
@@ -135,4 +125,6 @@ def _bytes_of(value: Tensor) -> memoryview:
     By its address: a view by NumPy would fix the storage's size for good.
     """
     size = value.numel() * value.element_size()
-    return memoryview((ctypes.c_ubyte * size).from_address(value.data_ptr()) if size else b"")
+    if not size:
+        return memoryview(bytearray())
+    return memoryview((ctypes.c_ubyte * size).from_address(value.data_ptr())).cast("B")

@@ -68,6 +68,7 @@ def measure(case: str, experts: int, samples: int, memory: float) -> dict[str, A
         memory: GiB that layerwise may use.
     """
     from coin_hf.data.augmentation import enlarge
+    from coin_hf.encoding.scratch_file import ScratchFile
     from coin_hf.refiners import refit_layers
 
     here = Case(case, 10, samples)
@@ -85,6 +86,7 @@ def measure(case: str, experts: int, samples: int, memory: float) -> dict[str, A
         held_out,
         betas=[1 / experts] * experts,
         memory=int(memory * 2**30),
+        scratch=ScratchFile,
         progress=True,
     )
     return {

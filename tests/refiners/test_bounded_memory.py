@@ -11,9 +11,11 @@ from builders import timm_model
 from torch import Tensor, nn
 
 from coin_hf.coders import average
+from coin_hf.encoding.scratch_file import ScratchFile
+from coin_hf.errors import InputError
 from coin_hf.networks.linear_maps import Intercept, LinearMap
 from coin_hf.networks.processes import ALONE
-from coin_hf.refiners import Unsuitable, refit_layers
+from coin_hf.refiners import refit_layers
 from coin_hf.refiners.lockstep import Pass, passes
 from coin_hf.refiners.parking import Parking, waiting_bytes
 from coin_hf.refiners.regression import FewRows, NormalEquations, Regression
@@ -50,7 +52,9 @@ def test_memory_and_chunks_change_no_number(architecture: str, settings: Any) ->
     coded, experts = three(architecture)
     fit, held_out = images(11, size_of(coded)), images(4, size_of(coded), 1)
     whole = refit_layers(coded, experts, fit, held_out, betas=BETAS, memory=2**32, batch_size=99)
-    found = refit_layers(coded, experts, fit, held_out, betas=BETAS, **settings)
+    found = refit_layers(
+        coded, experts, fit, held_out, betas=BETAS, scratch=ScratchFile, **settings
+    )
     assert any(not torch.equal(v, dict(coded.named_parameters())[n]) for n, v in whole.items())
     for name, value in found.items():
         torch.testing.assert_close(value, whole[name], rtol=1e-7, atol=1e-9)
@@ -79,7 +83,9 @@ def test_what_a_network_keeps_between_passes_is_there_again() -> None:
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = refit_layers(coded, experts, x[:16], x[16:], betas=BETAS)
     coded.table = None
-    found = refit_layers(coded, experts, x[:16], x[16:], betas=BETAS, memory=0, batch_size=3)
+    found = refit_layers(
+        coded, experts, x[:16], x[16:], betas=BETAS, memory=0, scratch=ScratchFile, batch_size=3
+    )
     for name, value in found.items():
         torch.testing.assert_close(value, whole[name], rtol=1e-7, atol=1e-9)
 
@@ -89,7 +95,7 @@ def test_waiting_passes_hold_no_more_than_their_room() -> None:
     batches = images(12, size_of(model)).split(2)
     each = 2 * waiting_bytes(model, batches[0])
     room = int(2.5 * each)
-    with Shelf(0) as shelf:
+    with Shelf(0, ScratchFile) as shelf:
         parking = Parking(model, shelf, room)
         every = [Pass(model, batch, parking.tracker()) for batch in batches]
         expected = [model(batch) for batch in batches]
@@ -114,8 +120,16 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     coded, experts = three("test_resnet")
     side = size_of(coded)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda: io.FileIO("/dev/full", "w"))
-    with pytest.raises(Unsuitable, match=r"has no room for .* set TMPDIR .* or raise `memory`"):
-        refit_layers(coded, experts, images(8, side), images(2, side), betas=BETAS, memory=0)
+    with pytest.raises(InputError, match=r"has no room for .* set TMPDIR .* or raise `memory`"):
+        refit_layers(
+            coded,
+            experts,
+            images(8, side),
+            images(2, side),
+            betas=BETAS,
+            memory=0,
+            scratch=ScratchFile,
+        )
 
 
 class TestShelf:
@@ -125,7 +139,7 @@ class TestShelf:
             for n in (2, 5, 5)
             for dtype in (torch.float32, torch.bfloat16)
         ]
-        with Shelf(70) as shelf:
+        with Shelf(70, ScratchFile) as shelf:
             tickets = [shelf.put(value) for value in values]
             assert 0 < sum(ticket.kept is not None for ticket in tickets) < len(tickets)
             for value, ticket in zip(values, tickets, strict=True):

@@ -15,6 +15,9 @@ from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.repository.fisher_files import rounded
 
+MEASURED = 10
+"""The most classes of which recipes/experiments/probes.md tells what probes cost."""
+
 
 def compute_fisher(
     recipe: Recipe | FisherRecipe,
@@ -72,10 +75,12 @@ def compute_fishers(context: EncodingContext) -> list[Theta]:
             recipe.
     """
     wanted, classes = context.recipe.fisher, context.experts[0].num_classes
-    if wanted.estimator == "auto" and resolve_estimator(classes) == "probe":
+    probes = wanted.estimator == "auto" and resolve_estimator(classes) == "probe"
+    if probes and classes > MEASURED:
         warnings.warn(
             f"the Fisher of {classes} classes is estimated with {wanted.probes} random probes for "
-            "each sample: set fisher.probes for more, or fisher.estimator to exact",
+            f"each sample, what that costs was measured up to {MEASURED} classes: set fisher.probes "
+            "for more, or fisher.estimator to exact",
             stacklevel=3,
         )
     kept = None

@@ -79,7 +79,7 @@ def compute_fishers(context: EncodingContext) -> list[Theta]:
     if probes and classes > MEASURED:
         warnings.warn(
             f"the Fisher of {classes} classes is estimated with {wanted.probes} random probes for "
-            f"each sample, what that costs was measured up to {MEASURED} classes: set fisher.probes "
+            f"each sample (what that costs is known up to {MEASURED} classes): set fisher.probes "
             "for more, or fisher.estimator to exact",
             stacklevel=3,
         )

@@ -1,5 +1,6 @@
 """Say how much memory a computation may take."""
 
+import ctypes
 import os
 
 import torch
@@ -22,3 +23,14 @@ def spare_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (ValueError, OSError):  # not every system reports it
         return 2**29
+
+
+def release_freed_memory() -> None:
+    """Give what was freed back to the system, where the C library keeps it (Linux).
+
+    It keeps freed memory by thread: that of many threads, each of which runs a little, adds up.
+    See malloc_trim(3).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from coin_hf.networks.inputs import Inputs, fit_to
 from coin_hf.networks.linear_maps import LinearMap
 from coin_hf.networks.memory import spare_bytes
-from coin_hf.networks.padding import token_mask
 from coin_hf.networks.processes import Processes
 from coin_hf.refiners.lockstep import Pass, Unsuitable, find_maps, passes
 from coin_hf.refiners.parking import Parking, waiting_bytes
@@ -23,7 +23,7 @@ from coin_hf.refiners.regression import (
 )
 from coin_hf.refiners.row_choice import ROWS
 from coin_hf.refiners.shelf import Scratch, Shelf
-from coin_hf.refiners.targets import FIT, Rows, Targets, gather, picked
+from coin_hf.refiners.targets import FIT, Chunk, Rows, Targets, gather, picked
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Candidates of `strength: auto`."""
@@ -210,7 +210,7 @@ class LayerRefits:
             parking = Parking(model, shelf, room)
             tracked = self._bytes > room and (self._scratch is not None or not on_host)
             every = [
-                Pass(model, fit_to(chunk.inputs, model), parking.tracker() if tracked else None)
+                Pass(model, partial(_batch, chunk, model), parking.tracker() if tracked else None)
                 for chunk in self._rows.chunks
             ]
             with passes(every):
@@ -251,7 +251,7 @@ class LayerRefits:
                 if found is None:
                     found = stop, self._regressions(stop)
                 if chunk.counted:
-                    self._add(found[1][chunk.part], stop, number, each.inputs, coded)
+                    self._add(found[1][chunk.part], stop, number, coded)
             parking.park(each)
         return found
 
@@ -267,13 +267,11 @@ class LayerRefits:
         most = self._rows.samples[FIT] * each
         return prepared(FewRows if 2 * most <= inputs else NormalEquations), prepared(FewRows)
 
-    def _add(
-        self, regression: Regression, stop: LinearMap, number: int, inputs: Inputs, coded: int
-    ) -> None:
+    def _add(self, regression: Regression, stop: LinearMap, number: int, coded: int) -> None:
         """Add one chunk's rows, and what the map's outputs lack there."""
         chunk, extent = self._rows.chunks[number], self._targets.extents[stop.name]
         total = extent * len(chunk.numbers)
-        chosen = self._rows.chosen(stop, total, chunk, token_mask(inputs))
+        chosen = self._rows.chosen(stop, total, chunk, self._targets.masks.get(number))
         rows = gather(stop, chosen)
         if self._rows.gathered(stop, extent):
             answers = stop.of_rows(rows)
@@ -281,6 +279,11 @@ class LayerRefits:
             answers = picked(stop, stop(), chosen)
         target = self._targets.take(number, stop.name, coded, self._shelf)
         regression.add(rows, target - answers)
+
+
+def _batch(chunk: Chunk, model: nn.Module) -> Inputs:
+    """Make a chunk's batch, in the pass that it is for: so it waits as the pass's own tensors."""
+    return fit_to(chunk.inputs, model)
 
 
 def _apply(stop: LinearMap, model: nn.Module, change: Tensor | None) -> None:

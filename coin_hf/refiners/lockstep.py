@@ -1,7 +1,7 @@
 """Forward passes of several networks, in lockstep from one linear map to the next."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from queue import SimpleQueue
 
@@ -26,12 +26,17 @@ class _Ended(BaseException):
 class Pass:
     """A forward pass that stops at every map, in a thread that runs only while awaited."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, tracker: Tracker | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs | Callable[[], Inputs],
+        tracker: Tracker | None = None,
+    ) -> None:
         """Prepare the pass; nothing runs yet.
 
         Args:
             model: A classifier in eval mode.
-            inputs: All its inputs in one batch, on its device.
+            inputs: All its inputs in one batch, on its device, or what makes them when it starts.
             tracker: Follows what the pass holds, if that is to be known.
         """
         self.model, self.inputs, self.tracker = model, inputs, tracker
@@ -74,7 +79,8 @@ class Pass:
             if device.type == "cuda":  # a thread starts on device 0
                 torch.cuda.set_device(device)
             with torch.no_grad(), Intercept(self.model, self._wait), self.tracker or nullcontext():
-                self.logits = call(self.model, self.inputs)
+                inputs = self.inputs() if callable(self.inputs) else self.inputs
+                self.logits = call(self.model, inputs)
         except _Ended:
             return
         except BaseException as error:

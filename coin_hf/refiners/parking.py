@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coin_hf.networks.inputs import Inputs, fit_to, repeat_first
+from coin_hf.networks.memory import release_freed_memory
 from coin_hf.refiners.lockstep import Pass, passes
 from coin_hf.refiners.shelf import Shelf, Ticket
 from coin_hf.refiners.tracking import Tracker, storages_of
@@ -72,6 +73,7 @@ class Parking:
         for storage in held:
             self._tickets[storage._cdata] = storage, self._shelf.put(_whole(storage))
             storage.resize_(0)
+        release_freed_memory()
 
     def fetch(self, each: Pass) -> None:
         """Give a pass what it held, before it goes on.

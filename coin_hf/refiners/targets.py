@@ -29,10 +29,15 @@ class Chunk:
     """`FIT` or `HELD_OUT`."""
     numbers: Tensor
     """Which samples of the part they are, shape (B,)."""
-    inputs: Inputs
-    """Their inputs."""
+    whole: Inputs
+    """The inputs of the whole part."""
     counted: bool = True
     """False for one sample that runs along in a process that has none."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """The chunk's inputs, a copy."""
+        return take(self.whole, self.numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +79,10 @@ class Rows:
         for part, inputs in enumerate(parts):
             for numbers in torch.arange(count(inputs))[processes.part].split(size):
                 if len(numbers):
-                    chunks.append(Chunk(part, numbers, take(inputs, numbers)))
+                    chunks.append(Chunk(part, numbers, inputs))
         if not chunks:  # it takes part in every sum
             first = torch.zeros(1, dtype=torch.long)
-            chunks = [Chunk(FIT, first, take(parts[FIT], first), counted=False)]
+            chunks = [Chunk(FIT, first, parts[FIT], counted=False)]
         return cls(places, chunks, (count(parts[FIT]), count(parts[HELD_OUT])), multiple)
 
     def refits(self, stop: LinearMap, chunk: Chunk) -> bool:
@@ -134,6 +139,8 @@ class Targets:
     """The weights of all maps, in the order in which the experts apply them."""
     extents: dict[str, int] = field(default_factory=dict)
     """Rows of each map to refit that a sample has, padding included, by the weight's name."""
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    """The `token_mask` of each chunk that has padding."""
     _kept: dict[tuple[int, str], Ticket] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -181,6 +188,8 @@ class Targets:
     ) -> list[str]:
         batch = fit_to(chunk.inputs, expert)
         mask, order, done = token_mask(batch), [], set[str]()
+        if mask is not None:
+            self.masks[number] = mask
 
         def take_in(stop: LinearMap) -> Tensor | None:
             if not stop.owned:

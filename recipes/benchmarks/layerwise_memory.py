@@ -78,11 +78,12 @@ def measure(case: str, experts: int, samples: int, memory: float) -> dict[str, A
     inputs = here.inputs(samples)
     fit, held_out = inputs[: samples * 4 // 5], inputs[samples * 4 // 5 :]
     copies = enlarge(fit, copies=COPIES, transforms=["shift", "mixup"], seed=0)
+    fit = torch.cat([fit, *copies])
     began = time.perf_counter()
     refit_layers(
         coded,
         _made(here, coded, experts),
-        torch.cat([fit, *copies]),
+        fit,
         held_out,
         betas=[1 / experts] * experts,
         memory=int(memory * 2**30),
@@ -90,7 +91,7 @@ def measure(case: str, experts: int, samples: int, memory: float) -> dict[str, A
         progress=True,
     )
     return {
-        "inputs": len(fit) * (1 + COPIES) + len(held_out),
+        "inputs": len(fit) + len(held_out),
         "memory": memory,
         "networks": before,
         "peak": peak_bytes("cpu") - before,

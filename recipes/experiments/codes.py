@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from coin_hf.demo.run import ARCHITECTURE, make_digits, make_experts
+from coin_hf.demo.run import ARCHITECTURE, Training, make_digits, make_experts
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import rows_of
 from coin_hf.erasure.design import design, vandermonde
@@ -40,6 +40,7 @@ GROUPS: dict[int, list[Group]] = {
         *((i, (i + 3) % 10, (i + 6) % 10) for i in range(6)),
     ],
 }
+FINE_TUNING = Training(epochs=2, lr=1e-4)
 SAMPLES = 200
 CODED = {2: (1, 2), 4: (1, 2, 3), 8: (1, 2, 3), 16: (1, 2)}
 
@@ -81,7 +82,7 @@ def measure(
     groups = {name_of(group): list(group) for n in experts for group in GROUPS[n]}
     if not (folder / "digits").exists():
         make_digits(folder / "digits")
-        make_experts(folder / "digits", folder / "experts", architecture, groups)
+        make_experts(folder / "digits", folder / "experts", architecture, groups, FINE_TUNING)
     cases = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     known = {(case["experts"], case["coded"]) for case in cases}
     for n in experts:

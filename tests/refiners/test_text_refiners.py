@@ -11,7 +11,7 @@ from text_builders import KINDS, sentences, text_model, tokenizer
 from torch import Tensor, nn
 
 from coin_hf.coders import average
-from coin_hf.refiners import Unsuitable, find_head, refit_head, refit_layers
+from coin_hf.refiners import Unsuitable, find_head, find_maps, refit_head, refit_layers
 
 BETAS = [0.3, 0.7]
 
@@ -125,3 +125,24 @@ def test_a_head_behind_which_logits_are_changed_is_refused() -> None:
 
     with pytest.raises(Unsuitable, match="does not end in a linear map"):
         find_head(Doubled().eval(), batch("gpt2", ["the film", "the film was bright"]))
+
+
+def test_texts_in_windows_are_refused_before_anything_runs() -> None:
+    """As Longformer pads them further, so that rows of a map cannot be told from padding."""
+
+    class Windowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(99, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            mask = nn.functional.pad(attention_mask, (0, -attention_mask.shape[1] % 8))
+            x = nn.functional.pad(
+                self.words(input_ids), (0, 0, 0, mask.shape[1] - len(input_ids.T))
+            )
+            return (self.head(x) * mask[..., None]).sum(1)
+
+    said = {"input_ids": torch.arange(5)[None], "attention_mask": torch.ones(1, 5).long()}
+    with pytest.raises(Unsuitable, match="of which none can be told from padding"):
+        find_maps(Windowed().eval(), said)
+    assert torch.equal(said["attention_mask"], torch.ones(1, 5).long())

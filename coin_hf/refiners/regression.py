@@ -125,6 +125,10 @@ class NormalEquations(Regression):
         """Return C for a strength, by a factorization of order n."""
         diagonal = self.gram.diagonal()
         ridge = self.ridge(diagonal[: self.width - self.bias].mean())
+        if bool(diagonal.all()):
+            gram = self.gram.clone()
+            gram.diagonal().add_(strength * ridge)
+            return torch.cholesky_solve(self.right, torch.linalg.cholesky_ex(gram)[0])
         alive = diagonal.nonzero().squeeze(1)
         gram = self.gram[alive[:, None], alive]
         gram.diagonal().add_(strength * ridge[alive])
@@ -146,7 +150,7 @@ class FewRows(Regression):
         super().__init__(inputs, outputs, bias=bias, device=device)
         self._parts: list[tuple[Tensor, Tensor]] = []
         self.rows = self.residuals = torch.empty(0, device=device)
-        self._kernel: Tensor | None = None
+        self._prepared: tuple[Tensor, Tensor] | None = None
 
     def _add(self, rows: Tensor, residuals: Tensor) -> None:
         self._parts.append((rows, residuals))
@@ -163,16 +167,17 @@ class FewRows(Regression):
 
     def solve(self, strength: float) -> Tensor:
         """Return C for a strength, by a factorization of order R."""
-        rows = self.rows
-        squares = rows[:, : self.width - self.bias].square().sum(1).to(self.zero).sum()
-        scaled = rows / self.ridge(squares / (self.width - self.bias)).to(rows)
-        if self._kernel is None:
-            self._kernel = product(scaled, rows).to(self.zero)
-        kernel = self._kernel.clone()
+        if self._prepared is None:
+            inputs = self.width - self.bias
+            squares = self.rows[:, :inputs].square().sum(1).to(self.zero).sum()
+            scaled = self.rows / self.ridge(squares / inputs).to(self.rows)
+            self._prepared = scaled, product(scaled, self.rows).to(self.zero)
+        scaled, kernel = self._prepared
+        kernel = kernel.clone()
         kernel.diagonal().add_(strength)
         factor, _ = torch.linalg.cholesky_ex(kernel)
         weights = torch.cholesky_solve(self.residuals.to(self.zero), factor)
-        return product(scaled.T, weights.T.to(rows)).to(self.zero)
+        return product(scaled.T, weights.T.to(scaled)).to(self.zero)
 
     def error_of(self, change: Tensor) -> float:
         """Return the squared error over these rows after a change."""

@@ -204,9 +204,10 @@ class LayerRefits:
         device, done = next(model.parameters()).device, set[str]()
         hints: dict[torch.Size, int] = {}
         on_host = device.type == "cpu"  # what is moved away from there is for the disk
-        room = self._memory // 2 if on_host else spare_bytes(device)
+        free = self._memory - self._shelf.held - self._memory // 8  # an eighth to compute in
+        room = free if on_host else spare_bytes(device)
         bar = self._processes.bar("refit", show=self._progress, total=len(self._rows.places))
-        with Shelf(0 if on_host else self._memory // 2, self._scratch) as shelf, bar:
+        with Shelf(0 if on_host else free, self._scratch) as shelf, bar:
             parking = Parking(model, shelf, room)
             tracked = self._bytes > room and (self._scratch is not None or not on_host)
             every = [

@@ -47,6 +47,8 @@ class Shelf:
             scratch: Opens the file for the others, when one is needed; None to hold all in memory.
         """
         self._room, self._open = memory, scratch
+        self.held = 0
+        """Bytes in host memory now."""
         self._file: Scratch | None = None
         self._end = 0
         self._free: dict[int, list[int]] = {}  # places in the file, by their size
@@ -64,6 +66,7 @@ class Shelf:
         host = value.detach().cpu()
         if size <= self._room or self._open is None:
             self._room -= size
+            self.held += size
             return Ticket(value.shape, value.dtype, value.device, size, host)
         self._file = self._file or self._open()
         places = self._free.get(size)
@@ -85,6 +88,7 @@ class Shelf:
         found = self.read(ticket)
         if ticket.kept is not None:
             self._room += ticket.bytes
+            self.held -= ticket.bytes
         else:
             self._free.setdefault(ticket.bytes, []).append(ticket.offset)
         return found

@@ -2,10 +2,11 @@
 
     python recipes/benchmarks/layerwise_memory.py [--cases resnet50-224 ...] [--experts 2 8]
 
-P = 200 samples: 160 to fit with four copies of each, 40 held out. Each expert is made when its turn
-comes, as a recipe's are read, and dropped after it. The peak is that of the whole process, less
-what it held before with the coded model and one expert loaded: samples and copies count, networks
-do not. Random weights and noise: what is measured is memory, and seconds for orientation.
+P = 200 samples: 160 to fit with four copies of each, 40 held out (`--samples` for fewer). Each
+expert is made when its turn comes, as a recipe's are read, and dropped after it. The peak is that
+of the whole process, less what it held before with the coded model and one expert loaded: samples
+and copies count, networks do not. Random weights and noise: what is measured is memory, and seconds
+for orientation.
 
 Goes on where it was stopped; writes `results/layerwise_memory.json` and its part of README.md.
 """
@@ -46,7 +47,7 @@ def main() -> None:
     found = read(RESULTS) if RESULTS.exists() else {}
     for case in given.cases:
         for experts in given.experts:
-            key = f"{case}, N = {experts}"
+            key = f"{case}, N = {experts}, P = {given.samples}"
             if key in found:
                 continue
             command = [sys.executable, __file__, "--child", "--cases", case]

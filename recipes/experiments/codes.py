@@ -124,9 +124,9 @@ def _case(folder: Path, n: int, coded: int) -> dict[str, Any]:
 def agreement(result: dict[str, Any], size: int, method: str) -> float:
     """Average a method's agreement over the patterns of so many experts, in percent."""
     values = [
-        e["methods"][method]["agreement"]
+        e["scores"][method]["agreement"]
         for e in result["erasures"]
-        if len(e["beside"]) == size - 1 and method in e["methods"]
+        if len(e["beside"]) == size - 1 and method in e["scores"]
     ]
     return 100 * sum(values) / len(values)
 
@@ -213,7 +213,7 @@ def figure(cases: Sequence[dict[str, Any]], path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("experts N")
     axes.set_ylabel("normalized decoding accuracy (%)")
-    axes.set_ylim(0, 105)
+    axes.set_ylim(80, 101)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     canvas.savefig(path, dpi=150)

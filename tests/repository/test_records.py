@@ -30,7 +30,7 @@ def test_the_record_is_the_recipe_as_it_was_run(
     absolute = resolve(Recipe.from_dict(recipe_dict(world)))
     experts = tuple(e.model_copy(update={"library": "timm"}) for e in absolute.experts)
     fisher = absolute.fisher.model_copy(update={"estimator": "exact"})
-    as_run = {"experts": experts, "fisher": fisher, "output": None}
+    as_run = {"experts": experts, "fisher": fisher, "refine": (), "output": None}
     assert repeated == absolute.model_copy(update=as_run)
     assert encode(repeated).coin == ensemble.coin
 

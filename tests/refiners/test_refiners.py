@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from coin_hf.coders import average
-from coin_hf.refiners import Unsuitable, find_maps, refit_head, refit_layers
+from coin_hf.refiners import LayerRefits, Unsuitable, find_maps, refit_head, refit_layers
 from coin_hf.refiners import head as head_module
 from coin_hf.refiners.lockstep import Pass, passes
 from coin_hf.refiners.regression import moved
@@ -88,6 +88,27 @@ def test_layers_are_the_slow_regressions(strength: float) -> None:
     assert moved == [
         "first.weight", "first.bias", "wide.weight", "tokens.weight", "tokens.bias", "head.weight"
     ]  # fmt: skip
+
+
+def test_three_experts_have_the_weights_that_are_asked_for() -> None:
+    experts, coded, x = [small(1), small(2), small(4)], small(3), images(6, 8)
+    betas = [0.2, 0.3, 0.5]
+    expected = reference.refitted(copy.deepcopy(coded), experts, x, betas=betas, strength=0.1)
+    found = refit_layers(coded, experts, x, x, betas=betas, strength=0.1, rows=1e9)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-8)
+
+
+def test_several_coded_models_share_the_experts_passes() -> None:
+    experts, x = [small(1), small(2), small(4)], images(8, 8)
+    betas = [[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]
+    ran = iter(experts)  # each expert is asked for once
+    with LayerRefits(small(3), ran, x[:6], x[6:], betas=betas) as refits:
+        found = [refits.refit(small(3), c, strength=0.1) for c in range(2)]
+    for row, refitted in zip(betas, found, strict=True):
+        alone = refit_layers(small(3), experts, x[:6], x[6:], betas=row, strength=0.1)
+        for name, value in refitted.items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-9, atol=1e-12)
 
 
 def test_a_map_that_is_used_twice_is_refitted_where_it_comes_first() -> None:

@@ -47,7 +47,7 @@ BATCH = 32
 
 
 def run(folder: Path, *, overwrite: bool = False) -> CodedEnsemble:
-    """Make data and experts, encode them, save the coded model: a few minutes on two cores.
+    """Make data and experts, encode them, save the coded model: two to three minutes on two cores.
 
     Args:
         folder: Output folder; must be empty or not exist.

@@ -14,15 +14,13 @@ from coin_hf.refiners import Unsuitable, find_maps
 ENOUGH = 100
 """Samples from which `refine: auto` refines: with fewer, NDA can fall where the coding loss does
 not (Figure 2b in recipes/experiments/offline)."""
-COPIES = 4
-"""Copies of each image that `refine: auto` makes, where the recipe has no `augment`."""
 
 
 def settled(recipe: Recipe, experts: Sequence[Expert], samples: Samples) -> Recipe:
     """Replace `refine: auto` by steps.
 
-    `layerwise` behind COIN and averaging, with four copies of each image, where there are at least
-    100 samples and the networks have maps to refit; else none.
+    `layerwise` behind COIN and averaging, with `augment`'s four copies of each image, where there
+    are at least 100 samples and the networks have maps to refit; else none.
 
     Args:
         recipe: The recipe.
@@ -38,7 +36,7 @@ def settled(recipe: Recipe, experts: Sequence[Expert], samples: Samples) -> Reci
         return recipe.model_copy(update={"refine": ()})
     augment = recipe.augment
     if augment is None and isinstance(samples.inputs, Tensor):
-        augment = AugmentBlock(copies=COPIES)
+        augment = AugmentBlock()
     return recipe.model_copy(
         update={"refine": (RefineBlock(step="layerwise"),), "augment": augment}
     )

@@ -23,7 +23,7 @@ from coin_hf.refiners.regression import (
 )
 from coin_hf.refiners.row_choice import ROWS
 from coin_hf.refiners.shelf import Scratch, Shelf
-from coin_hf.refiners.targets import FIT, Chunk, Rows, Targets, gather, picked
+from coin_hf.refiners.targets import FIT, Chunk, Rows, Targets, gather, picked, wide
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Candidates of `strength: auto`."""
@@ -152,7 +152,7 @@ class LayerRefits:
         self._memory = spare_bytes(torch.device("cpu")) if memory is None else memory
         places, waiting = find_maps(like, inputs), waiting_bytes(like, inputs)
         if batch_size is None:
-            most = min(CHUNK_BYTES, self._memory // 16) // waiting
+            most = min(CHUNK_BYTES, self._memory // 16) // max(1, waiting)
             batch_size = max(1, min(CHUNK, most))
         self._rows = Rows.of(
             places,
@@ -223,7 +223,7 @@ class LayerRefits:
                             part.close(self._processes)
                         # Networks repeat their blocks: the last map of this shape is a hint.
                         shape = stop.weight.shape
-                        begin = min(hints.get(shape, 0), len(strengths) - 1)
+                        begin = hints.get(shape, 0)
                         change, hints[shape] = best_change(*parts, strengths, begin)
                         _apply(stop, model, change)
                         done.add(stop.name)
@@ -261,8 +261,8 @@ class LayerRefits:
         outputs, inputs = stop.matrix(stop.weight).shape
 
         def prepared(kind: type[Regression]) -> Regression:
-            bias = stop.bias_name is not None
-            return kind(inputs, outputs, bias=bias, device=stop.weight.device)
+            bias, dtype = stop.bias_name is not None, wide(stop.weight[:0]).dtype
+            return kind(inputs, outputs, bias=bias, device=stop.weight.device, dtype=dtype)
 
         each = min(self._targets.extents[stop.name], self._rows.per_sample(stop, FIT))
         most = self._rows.samples[FIT] * each

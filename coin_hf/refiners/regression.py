@@ -30,7 +30,9 @@ float64."""
 class Regression(ABC):
     """The rows of one map over some samples."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
         """Prepare for rows.
 
         Args:
@@ -38,6 +40,7 @@ class Regression(ABC):
             outputs: Outputs of the map.
             bias: Whether a bias is fitted too, as one more input that is always 1.
             device: Where the rows lie.
+            dtype: Their precision, the same in every process.
         """
         self.bias, self.width, self.outputs = bias, inputs + bias, outputs
         place = "cpu" if device.type == "mps" else device  # mps has no float64
@@ -90,8 +93,10 @@ class Regression(ABC):
 class NormalEquations(Regression):
     """X^T X and X^T Y, for many rows."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device) -> None:
-        super().__init__(inputs, outputs, bias=bias, device=device)
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(inputs, outputs, bias=bias, device=device, dtype=dtype)
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self.gram = self.zero.new_zeros(self.width, self.width)
         self.right = self.zero.new_zeros(self.width, outputs)
@@ -146,10 +151,12 @@ class NormalEquations(Regression):
 class FewRows(Regression):
     """X and Y themselves, where they are not many more than inputs."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, device: torch.device) -> None:
-        super().__init__(inputs, outputs, bias=bias, device=device)
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(inputs, outputs, bias=bias, device=device, dtype=dtype)
         self._parts: list[tuple[Tensor, Tensor]] = []
-        self.rows = self.residuals = torch.empty(0, device=device)
+        self.rows = self.residuals = torch.empty(0, device=device, dtype=dtype)
         self._prepared: tuple[Tensor, Tensor] | None = None
 
     def _add(self, rows: Tensor, residuals: Tensor) -> None:
@@ -170,7 +177,9 @@ class FewRows(Regression):
         if self._prepared is None:
             inputs = self.width - self.bias
             squares = self.rows[:, :inputs].square().sum(1).to(self.zero).sum()
-            scaled = self.rows / self.ridge(squares / inputs).to(self.rows)
+            ridge = self.ridge(squares / inputs).to(self.rows)
+            # Where all inputs are zero, so is t: they stay as they are.
+            scaled = self.rows / ridge.clamp(min=torch.finfo(ridge.dtype).tiny)
             self._prepared = scaled, product(scaled, self.rows).to(self.zero)
         scaled, kernel = self._prepared
         kernel = kernel.clone()

@@ -246,7 +246,8 @@ def test_both_forms_of_the_minimum_are_the_ridge_regression(bias: bool, rows: in
     x[:, 4] = 0  # an input that is always zero
     y = torch.randn(rows, 3, generator=generator, dtype=torch.float64)
     forms: list[Regression] = [
-        kind(9, 3, bias=bias, device=torch.device("cpu")) for kind in (FewRows, NormalEquations)
+        kind(9, 3, bias=bias, device=torch.device("cpu"), dtype=torch.float64)
+        for kind in (FewRows, NormalEquations)
     ]
     wide = torch.cat([x, torch.ones(rows, 1).to(x)], 1) if bias else x
     ridge = torch.full((9,), x.square().sum(0).mean().item(), dtype=torch.float64)
@@ -261,3 +262,30 @@ def test_both_forms_of_the_minimum_are_the_ridge_regression(bias: bool, rows: in
         assert torch.equal(found[4], torch.zeros(3, dtype=torch.float64))
         error = (y - wide @ expected).square().sum().item()
         assert form.error_of(found) == pytest.approx(error, rel=1e-9)
+
+
+def test_a_network_that_is_one_map_is_refitted() -> None:
+    """Nothing waits at its only map but the inputs themselves."""
+    models = [nn.Linear(6, 3).double().eval().requires_grad_(False) for _ in range(3)]
+    x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = refit_layers(models[0], models[1:], x, x, betas=BETAS, strength=1e-12)
+    exact = sum(b * m.weight for b, m in zip(BETAS, models[1:], strict=True))
+    torch.testing.assert_close(found["weight"], exact, rtol=1e-6, atol=1e-8)
+
+
+def test_a_process_without_rows_computes_in_the_others_precision() -> None:
+    none = FewRows(9, 3, bias=True, device=torch.device("cpu"), dtype=torch.float64)
+    none.close(ALONE)
+    assert (none.rows.dtype, none.residuals.dtype) == (torch.float64, torch.float64)
+    assert (none.rows.shape, none.residuals.shape) == ((0, 10), (0, 3))
+
+
+def test_where_all_inputs_are_zero_the_bias_alone_is_fitted() -> None:
+    y = torch.randn(3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for kind in (FewRows, NormalEquations):
+        form = kind(9, 2, bias=True, device=torch.device("cpu"), dtype=torch.float64)
+        form.add(torch.zeros(3, 9, dtype=torch.float64), y)
+        form.close(ALONE)
+        change = form.solve(1.0)
+        assert not change[:9].any()
+        torch.testing.assert_close(change[9], y.sum(0) / 6)

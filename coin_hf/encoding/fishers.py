@@ -9,6 +9,7 @@ from coin_hf.encoding.context import EncodingContext, RunContext, Theta
 from coin_hf.encoding.fisher_checkpoint import FisherCheckpoints
 from coin_hf.errors import InputError
 from coin_hf.experts.expert import Expert
+from coin_hf.experts.on_disk import mapped
 from coin_hf.fisher import Checkpoint, diagonal_fisher, resolve_estimator
 from coin_hf.networks.inputs import cast
 from coin_hf.recipe import Recipe
@@ -62,7 +63,7 @@ def compute_fisher(
 
 
 def compute_fishers(context: EncodingContext) -> list[Theta]:
-    """Compute every expert's Fisher on the samples to fit on.
+    """Compute every expert's Fisher on the samples to fit on, and keep it in a mapped file.
 
     Args:
         context: The encoding's inputs; a stopped run resumes from its checkpoints.
@@ -93,7 +94,6 @@ def compute_fishers(context: EncodingContext) -> list[Theta]:
         checkpoint = (
             None if kept is None else kept.fisher(i, rank=processes.rank, world=processes.world)
         )
-        fishers.append(
-            compute_fisher(context.recipe, expert, context.parts[0], context.run, checkpoint)
-        )
+        found = compute_fisher(context.recipe, expert, context.parts[0], context.run, checkpoint)
+        fishers.append(mapped(found, f"the Fisher of expert '{expert.name}'"))
     return fishers

@@ -30,6 +30,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_foundation
 from coin_hf.experts.coded_model import set_values
 from coin_hf.experts.expert import load_expert
+from coin_hf.experts.on_disk import mapped
 from coin_hf.fisher import resolve_estimator
 from coin_hf.networks.inputs import take
 from coin_hf.recipe import Recipe
@@ -200,8 +201,9 @@ def _regmean(context: EncodingContext) -> FittedCoder:
     thetas, block = context.thetas, context.recipe.regmean
     samples = enlarged(context.parts[0], context.recipe)
     own = context.own(samples)
-    grams = [
-        _explained(
+    grams = []
+    for expert, mine in zip(context.experts, own, strict=True):
+        found = _explained(
             f"expert '{expert.name}'",
             gram_matrices,
             expert.model,
@@ -210,8 +212,7 @@ def _regmean(context: EncodingContext) -> FittedCoder:
             accelerator=context.run.accelerator,
             progress=context.run.progress,
         )
-        for expert, mine in zip(context.experts, own, strict=True)
-    ]
+        grams.append(mapped(found, f"the Gram matrices of expert '{expert.name}'"))
     transposed = transposed_weights(context.experts[0].model, samples.inputs)
     return FittedCoder(
         lambda _, betas: regmean(

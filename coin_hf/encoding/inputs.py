@@ -15,7 +15,8 @@ from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_alignment, differing_statistics
 from coin_hf.experts.classes import in_common_rows, with_labels
 from coin_hf.experts.expert import Expert, load_expert
-from coin_hf.experts.one_dtype import in_one_dtype
+from coin_hf.experts.on_disk import keep_on_disk
+from coin_hf.experts.one_dtype import cast_expert, common_dtype
 from coin_hf.experts.trial import check_runs, makes_one_shape
 from coin_hf.recipe import Recipe
 from coin_hf.recipe.fisher_recipe import FisherRecipe
@@ -23,7 +24,10 @@ from coin_hf.records.coin import CoinRecord
 
 
 def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
-    """Load and check the experts; the main process downloads first.
+    """Load and check the experts, one after the other; the main process downloads first.
+
+    On the CPU their weights are mapped temporary files, so that N experts take the memory of the
+    one that runs.
 
     Args:
         recipe: The recipe, with revisions pinned.
@@ -35,9 +39,10 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
     Raises:
         InputError: If one cannot be found or read, or they cannot be coded together.
     """
+    loaded = []
     with run.main_first():
-        loaded = [
-            load_expert(
+        for block in recipe.experts:
+            expert = load_expert(
                 block.model,
                 revision=block.revision,
                 library=block.library,
@@ -46,10 +51,12 @@ def load_experts(recipe: Recipe, run: RunContext) -> list[Expert]:
                 base=block.base,
                 base_revision=block.base_revision,
             )
-            for block in recipe.experts
-        ]
-    in_one_dtype(loaded, recipe.dtype)
+            keep_on_disk(expert)
+            loaded.append(expert)
+    dtype = common_dtype(loaded, recipe.dtype)
     for expert in loaded:
+        if cast_expert(expert, dtype):
+            keep_on_disk(expert)
         check_runs(expert)
     blocks = zip(loaded, recipe.experts, strict=True)
     loaded = [with_labels(expert, block.labels) for expert, block in blocks]

@@ -1,4 +1,4 @@
-"""Bring experts into one floating dtype: that in which they run and the coded model is saved."""
+"""Choose and set the floating dtype in which experts run and the coded model is saved."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ def floating_dtype(expert: Expert) -> torch.dtype:
     return reduce(torch.promote_types, found) if found else torch.float32
 
 
-def in_one_dtype(experts: Sequence[Expert], dtype: DType | None = None) -> None:
-    """Cast experts, in place, to the dtype that is asked for, else to the widest among them.
+def common_dtype(experts: Sequence[Expert], dtype: DType | None = None) -> torch.dtype:
+    """Choose the dtype of a run: that which is asked for, else the widest among the experts.
 
     Args:
         experts: The experts.
         dtype: What the recipe asks for; None for the widest, with a warning where they differ.
 
-    Raises:
-        InputError: If a value is not finite in that dtype.
+    Returns:
+        A floating dtype.
     """
     held = {expert.name: floating_dtype(expert) for expert in experts}
     wanted = reduce(torch.promote_types, held.values())
@@ -45,12 +45,11 @@ def in_one_dtype(experts: Sequence[Expert], dtype: DType | None = None) -> None:
             f"{_plain(wanted)}: set `dtype` in the recipe for another",
             stacklevel=3,
         )
-    for expert in experts:
-        cast_expert(expert, wanted)
+    return wanted
 
 
 @torch.no_grad()
-def cast_expert(expert: Expert, dtype: torch.dtype) -> None:
+def cast_expert(expert: Expert, dtype: torch.dtype) -> bool:
     """Cast a network's floating parameters and persistent buffers, in place.
 
     Buffers that no file holds are left in the dtype in which their library computes them.
@@ -59,10 +58,13 @@ def cast_expert(expert: Expert, dtype: torch.dtype) -> None:
         expert: The expert.
         dtype: A floating dtype.
 
+    Returns:
+        Whether anything had another dtype.
+
     Raises:
         InputError: If a value is not finite in that dtype.
     """
-    parameters = dict(expert.model.named_parameters())
+    parameters, changed = dict(expert.model.named_parameters()), False
     for name, value in expert.model.state_dict(keep_vars=True).items():
         if not value.is_floating_point() or value.dtype == dtype:
             continue
@@ -73,6 +75,8 @@ def cast_expert(expert: Expert, dtype: torch.dtype) -> None:
                 f"{_plain(dtype)}: choose a `dtype` of a wider range, such as bfloat16 or float32"
             )
         parameters.get(name, value).data = rounded
+        changed = True
+    return changed
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
 from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
@@ -147,10 +148,14 @@ def write_timm(folder: Path, model: nn.Module, config: dict[str, Any]) -> None:
     """
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    # Tied weights share memory, which safetensors refuses to write.
-    state = {name: value.cpu().clone() for name, value in model.state_dict().items()}
-    state = {name: value.contiguous() for name, value in state.items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    state, seen = {}, set[int]()
+    for name, value in model.state_dict().items():
+        # timm expects tied weights under every name; what shares memory would be written once.
+        tied = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        state[name] = value.clone() if tied else value
+    whole = sum(value.nbytes for value in state.values())  # timm reads no shards
+    save_torch_state_dict(state, folder, max_shard_size=max(whole, 1))
 
 
 def _timms_own_reading(config: dict[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:

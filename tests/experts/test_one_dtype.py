@@ -12,16 +12,16 @@ from transformers import AutoModelForImageClassification
 
 from coin_hf import InputError, load_expert
 from coin_hf.experts.alignment import check_alignment
-from coin_hf.experts.one_dtype import cast_expert, floating_dtype, in_one_dtype
+from coin_hf.experts.one_dtype import cast_expert, common_dtype, floating_dtype
 
 
 def test_the_widest(tmp_path: Path) -> None:
     models = {"a": timm_model(0), "b": timm_model(1).half(), "c": timm_model(2).bfloat16()}
     experts = [load_expert(str(save_timm(tmp_path / name, m))) for name, m in models.items()]
-    sentence = r"several dtypes \('b' float16, 'c' bfloat16\), and are coded in the widest, float32"
+    sentence = r"several dtypes \('a' float32, 'b' float16, 'c' bfloat16\), .* widest, float32"
     with pytest.warns(UserWarning, match=sentence):
-        in_one_dtype(experts[1:])
-    in_one_dtype(experts)
+        wanted = common_dtype(experts)
+    assert [cast_expert(expert, wanted) for expert in experts] == [False, True, True]
     check_alignment(experts)
     stored = load_file(tmp_path / "c" / "model.safetensors")
     for name, value in experts[2].model.state_dict().items():
@@ -38,7 +38,7 @@ def test_asked_for(tmp_path: Path, library: str) -> None:
         save_transformers(place)
     expert = load_expert(str(place))
     held = {name: value.clone() for name, value in expert.model.state_dict().items()}
-    in_one_dtype([expert], "bfloat16")
+    assert cast_expert(expert, common_dtype([expert], "bfloat16"))
     assert floating_dtype(expert) == torch.bfloat16
     expert.save_pretrained(tmp_path / "saved")
     again = load_expert(str(tmp_path / "saved")).model.state_dict()
@@ -63,7 +63,7 @@ def test_too_large(tmp_path: Path) -> None:
         model.fc.weight[0, 0] = 1e6  # type: ignore[union-attr,index,operator]
     expert = load_expert(str(save_timm(tmp_path / "a", model)))
     with pytest.raises(InputError, match=r"'fc\.weight' that is too large for float16: choose"):
-        in_one_dtype([expert], "float16")
+        cast_expert(expert, common_dtype([expert], "float16"))
 
 
 class TestWrapper:

@@ -1,0 +1,67 @@
+"""Keep tensors in temporary files that are mapped into memory.
+
+A mapped tensor is read like any other. The system reads its pages from the file when they are used
+and drops them when memory is short, so that N networks take the memory of the one that runs.
+"""
+
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from coin_hf.experts.expert import Expert
+
+
+def keep_on_disk(expert: Expert) -> None:
+    """Move the parameters of a network, in place, to a temporary file that is mapped.
+
+    Args:
+        expert: The expert; its parameters remain the same objects.
+    """
+    values = mapped(expert.parameters, f"the weights of expert '{expert.name}'")
+    for name, parameter in expert.model.named_parameters():
+        parameter.data = values[name]
+
+
+def mapped(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Write tensors to a temporary file and map it; its space is given back with the last of them.
+
+    Tensors on another device than the CPU stay there. Changing a mapped tensor changes no file: the
+    changed pages are then held in memory.
+
+    Args:
+        tensors: Tensors by name.
+        what: What they are, for the warning.
+
+    Returns:
+        Equal tensors by name; the given ones, with a warning, where the disk has no room.
+    """
+    host = {name: value for name, value in tensors.items() if value.device.type == "cpu"}
+    size = sum(value.nbytes for value in host.values())
+    room = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > room // 2:
+        warnings.warn(
+            f"{what} ({size / 2**30:.1f} GiB) stay in memory, as {tempfile.gettempdir()} has only "
+            f"{room / 2**30:.1f} GiB of room: set TMPDIR to a larger disk",
+            stacklevel=3,
+        )
+        return dict(tensors)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file = Path(folder) / "tensors.safetensors"
+        save_file(_separate(host), file)
+        return {**tensors, **load_file(file)}  # the mapping outlives the name
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy those that share memory with another, which safetensors refuses to write."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        shared = value.untyped_storage().data_ptr() in seen
+        seen.add(value.untyped_storage().data_ptr())
+        found[name] = value.clone() if shared else value.contiguous()
+    return found

@@ -22,6 +22,8 @@ LINE = [
 
 CORE = {"erasure", "networks", "fisher", "coders", "refiners"}
 """The numeric core: no file, no network, no log."""
+SYSTEM = {"networks.cgroup"}
+"""Modules of it that read what the kernel says of this process, which is in files."""
 
 
 @cache
@@ -96,7 +98,7 @@ def test_the_numeric_core_is_pure() -> None:
             assert package != "coin_hf" or rest.partition(".")[0] in CORE, f"{name}: {other}"
         calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         called = {func.id for func in calls if isinstance(func, ast.Name)}
-        assert not called & {"open", "print"}, name
+        assert not called & {"open", "print"} or name in SYSTEM, name
 
 
 @pytest.mark.parametrize("module", ["coin_hf", "coin_hf.recipe", "coin_hf.cli", "coin_hf.errors"])

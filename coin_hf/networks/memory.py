@@ -3,11 +3,16 @@
 import ctypes
 import os
 
+import psutil
 import torch
+
+from coin_hf.networks.cgroup import room_in_cgroups
 
 
 def spare_bytes(device: torch.device) -> int:
     """Return the bytes that a computation may take: a part of what is free, which others share.
+
+    On a host, what the machine can give without swapping, or a container's limit leaves.
 
     Args:
         device: Where it computes.
@@ -19,10 +24,9 @@ def spare_bytes(device: torch.device) -> int:
         return int(0.5 * torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(0.25 * torch.mps.recommended_max_memory())
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError):  # not every system reports it
-        return 2**29
+    limit = room_in_cgroups()
+    available = psutil.virtual_memory().available  # what caches hold counts: it is given back
+    return (available if limit is None else min(available, limit)) // 4
 
 
 def release_freed_memory() -> None:

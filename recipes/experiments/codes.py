@@ -5,10 +5,10 @@
 ResNet50 at 32x32 from one shared start, as in `coin-hf demo`, fine-tuned for groups of the ten
 digits: two experts (0-4, 5-9), four (0-2, 3-4, 5-7, 8-9), eight (0-2, 1-3, ..., 7-9: eight groups
 of ten labels must overlap, or some expert would know one digit alone), sixteen (the ten triples of
-neighbours on the circle of digits, and six of every third digit), thirty-two (the four other triples
+neighbours on the circle of digits, and six of every third digit), thirty-two (four more triples
 of every third digit, and others); from sixteen on refined behind plain averaging, which is as good
 as behind COIN and needs no Fishers.
-P = 200 samples in every case, 192 from sixteen on. M = 1 has equal betas, M = 2 and 3 designed ones;
+P = 200 samples in every case, 192 from sixteen on. M = 1 has equal betas, M = 2, 3 designed ones;
 each chooses its own lambda, and is then refined by `layerwise` with four copies. What is there
 already is not made again.
 

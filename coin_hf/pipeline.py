@@ -16,6 +16,7 @@ from coin_hf.encoding.defaults import settled
 from coin_hf.encoding.encoder import calibrate_on, run_coder
 from coin_hf.encoding.inputs import draw, draw_recorded, load_experts, open_tests
 from coin_hf.encoding.pinning import pin_datasets, resolve
+from coin_hf.encoding.tracking import logging_accelerator, numbers
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
@@ -33,7 +34,12 @@ from coin_hf.repository.run_records import coin_record, measured, result_record
 
 
 def encode(
-    recipe: Recipe, *, progress: bool = False, resume: str | Path | None = None
+    recipe: Recipe,
+    *,
+    progress: bool = False,
+    resume: str | Path | None = None,
+    log_with: str | None = None,
+    log_dir: str | Path = "logs",
 ) -> CodedEnsemble:
     """Encode a recipe's experts into coded models, and evaluate them.
 
@@ -46,6 +52,9 @@ def encode(
         progress: Show bars on stderr, in the main process.
         resume: Folder for partial Fishers, created if needed: an interrupted run resumes from it,
             with a bit-identical result. It is not removed.
+        log_with: A tracker of Accelerate (`tensorboard`, `wandb`, `trackio`, ..., or `all`) that
+            logs distillation by epoch, and the mean NDA of each method at the end.
+        log_dir: Folder for trackers that write files.
 
     Returns:
         The ensemble; its `.result` holds every number. Nothing is saved: see
@@ -59,7 +68,8 @@ def encode(
         print(ensemble.result.table())
         ensemble.save_pretrained("coded")
     """
-    run, seconds = RunContext(progress=progress), dict[str, float]()
+    accelerator = logging_accelerator(log_with, log_dir, recipe.dump())
+    run, seconds = RunContext(accelerator, progress=progress), dict[str, float]()
     recipe = resolve(recipe)
     with timed(seconds, "load"):
         experts = load_experts(recipe, run)
@@ -94,6 +104,8 @@ def encode(
         refinements=encoded.refinements,
         damaged=samples.damaged,
     )
+    accelerator.log(numbers({"nda": result.mean_nda}))
+    accelerator.end_training()
     kept = encoded.fishers if recipe.fisher.save else None
     return CodedEnsemble(encoded.coded, code, coin, result, experts, kept)
 

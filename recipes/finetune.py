@@ -26,6 +26,7 @@ from making.data import Rows, classes_of, rows_of
 from making.networks import Network, load_network
 from torch.utils.data import DataLoader
 
+from coin_hf.encoding.tracking import logging_accelerator
 from coin_hf.errors import InputError
 from coin_hf.experts.finetuning import fit, freeze_batch_norm
 from coin_hf.networks.logits import call
@@ -58,16 +59,21 @@ def main(
     keep_head: Annotated[bool, typer.Option(help="Go on with the model's own head.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
     mixed_precision: Annotated[str | None, typer.Option(help="no, fp16 or bf16.")] = None,
+    log_with: Annotated[str | None, typer.Option(help="Tracker: tensorboard, wandb, all.")] = None,
+    log_dir: Annotated[Path, typer.Option(help="Folder for a tracker's files.")] = Path("logs"),
     save_start: Annotated[Path | None, typer.Option(help="Folder for the untrained start.")] = None,
     push: Annotated[str | None, typer.Option(help="Hub id to push the expert to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Push it private.")] = False,
 ) -> None:
     """Fine-tune one expert."""
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in locals().items()}
-    accelerator = Accelerator(mixed_precision=mixed_precision, step_scheduler_with_optimizer=False)
     if (output / "config.json").is_file():
-        _say(accelerator, f"{output} is there already, nothing to do")
+        _say(Accelerator(), f"{output} is there already, nothing to do")
         return
+    accelerator = logging_accelerator(
+        log_with, log_dir / output.name, settings, mixed_precision=mixed_precision,
+        step_scheduler_with_optimizer=False,
+    )  # fmt: skip
     kept = _labels(labels)
     block = DatasetBlock(
         path=dataset, config=config, revision=dataset_revision, split=split, image=image,
@@ -107,10 +113,13 @@ def main(
     )
     loader = accelerator.prepare(loader)
 
-    def measure(epoch: int) -> None:
+    def measure(epoch: int, loss: float) -> None:
+        loss = float(accelerator.reduce(torch.tensor(loss, device=accelerator.device), "mean"))
+        accelerator.log({"training loss": loss}, step=epoch)
         if not len(held):
             return
         accuracy = _accuracy(network, held, accelerator, batch_size)
+        accelerator.log({"held-out accuracy": accuracy}, step=epoch)
         record["history"].append({"epoch": epoch, "accuracy": accuracy})
         _say(accelerator, f"epoch {epoch}: accuracy {100 * accuracy:.2f} on {len(held)} held out")
 

@@ -34,6 +34,10 @@ def encode(
     resume: Annotated[
         bool, typer.Option("--resume", help="Save partial results and resume from them.")
     ] = False,
+    log_with: Annotated[
+        str | None, typer.Option(help="Tracker for distillation: tensorboard, wandb, ..., all.")
+    ] = None,
+    log_dir: Annotated[Path, typer.Option(help="Folder for a tracker's files.")] = Path("logs"),
     as_json: AsJson = False,
 ) -> None:
     """Encode a recipe's experts into a coded model, evaluate it, and save it."""
@@ -68,7 +72,9 @@ def encode(
         check_push(parsed.hub.repo, create_pr=parsed.hub.create_pr)
     writes = parsed.output is not None and speaks()
     with only_writer(Path(str(parsed.output))) if writes else nullcontext():
-        ensemble = pipeline.encode(parsed, progress=True, resume=checkpoints)
+        ensemble = pipeline.encode(
+            parsed, progress=True, resume=checkpoints, log_with=log_with, log_dir=log_dir
+        )
         if not speaks():
             return
         if parsed.output is not None:

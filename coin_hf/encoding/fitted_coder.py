@@ -25,6 +25,7 @@ from coin_hf.data.samples import Samples
 from coin_hf.encoding.context import EncodingContext, Theta
 from coin_hf.encoding.fishers import compute_fishers
 from coin_hf.encoding.selection import LAM_CANDIDATES, measure
+from coin_hf.encoding.tracking import numbers
 from coin_hf.erasure.code import ErasureCode
 from coin_hf.errors import InputError
 from coin_hf.experts.alignment import check_foundation
@@ -246,6 +247,7 @@ def _distillation(context: EncodingContext) -> FittedCoder:
                     known[part] = context.expert_logits
                 answers, own = [context.logits(student, chosen)], context.own(chosen)
                 found[part] = measure(answers, known[part], chosen.labels, code, own=own)
+            context.run.accelerator.log(numbers(found, f"coded model {coded}/"), step=epoch)
             seconds = time.perf_counter() - began
             history.append({"coded": coded, "epoch": epoch, **found, "seconds": seconds})
 

@@ -1,5 +1,6 @@
 """Fine-tune experts with frozen BatchNorm, and write them as timm repositories."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def fit(
     batches: int,
     title: str,
     accelerator: Any = None,
-    on_epoch: Callable[[int], None] | None = None,
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train in place on cross entropy with AdamW, in the model's current mode.
 
@@ -56,7 +57,8 @@ def fit(
         batches: Batches per epoch, for the progress bar.
         title: Title of the progress bar.
         accelerator: Averages gradients over its processes, in its mixed precision.
-        on_epoch: Called after each epoch with its number, from 1.
+        on_epoch: Called after each epoch with its number, from 1, and the mean loss of this
+            process's batches in it.
     """
     trained: Any = model
     optimizer: Any = torch.optim.AdamW(
@@ -69,6 +71,7 @@ def fit(
     silent = accelerator is not None and not accelerator.is_main_process
     with tqdm(total=epochs * batches, desc=title, unit="batch", disable=silent) as bar:
         for epoch in range(epochs):
+            losses = []
             for x, y in batches_of(epoch):
                 optimizer.zero_grad()
                 loss = cross_entropy(call(trained, x), y)
@@ -77,9 +80,10 @@ def fit(
                 else:
                     accelerator.backward(loss)
                 optimizer.step()
+                losses.append(loss.detach())
                 bar.update()
             if on_epoch is not None:
-                on_epoch(epoch + 1)
+                on_epoch(epoch + 1, torch.stack(losses).mean().item() if losses else math.nan)
 
 
 def write_timm_expert(

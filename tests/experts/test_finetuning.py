@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import timm
 import torch
 from builders import SIZED, timm_model
@@ -19,16 +20,24 @@ def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def test_fit_is_adamw_on_cross_entropy() -> None:
-    model, plain, epochs = timm_model(0), timm_model(0), list[int]()
+    model, plain = timm_model(0), timm_model(0)
+    told, losses = list[tuple[int, float]](), list[float]()
     settings = {"lr": 1e-3, "weight_decay": 0.1}
-    fit(model, batches, epochs=2, batches=3, title="test", on_epoch=epochs.append, **settings)
+    fit(
+        model, batches, epochs=2, batches=3, title="test",
+        on_epoch=lambda epoch, loss: told.append((epoch, loss)), **settings,
+    )  # fmt: skip
     optimizer = torch.optim.AdamW(plain.parameters(), **settings)
     for epoch in range(2):
         for x, y in batches(epoch):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(plain(x), y).backward()
+            loss = nn.functional.cross_entropy(plain(x), y)
+            loss.backward()
+            losses.append(loss.item())
             optimizer.step()
-    assert epochs == [1, 2]
+    assert [epoch for epoch, _ in told] == [1, 2]
+    expected = [sum(losses[:3]) / 3, sum(losses[3:]) / 3]
+    assert [loss for _, loss in told] == pytest.approx(expected, rel=1e-5)
     for (name, value), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(value, other, msg=name)
 

@@ -13,6 +13,7 @@ import torch
 from builders import digits, save_digits, save_timm, save_transformers, timm_model
 from hub_server import User, serve
 from huggingface_hub import ModelCard
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from coin_hf.experts.alignment import check_alignment, check_foundation, differing_statistics
 from coin_hf.experts.expert import Expert, load_expert
@@ -68,6 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_timm(folder / "foundation", timm_model(5, num_classes=7), size=48, license="mit")
     common = ["--model", folder / "foundation", "--dataset", folder / "digits", "--image-size", 32]
     common += ["--save-start", folder / "start", *QUICK]
+    common += ["--log-with", "tensorboard", "--log-dir", folder / "logs"]
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     low = finetune(*common, "--labels", "0,1,2,3,4", "--output", folder / "low")
     assert low.returncode == 0, low.stderr
@@ -78,6 +80,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert high.returncode == 0, high.stderr
     (folder / "said.json").write_text(low.stdout)
     return folder
+
+
+def test_training_is_logged(made: Path) -> None:
+    for name in ("low", "high"):  # the second one by two processes: logged once
+        reader = EventAccumulator(str(made / "logs" / name / "coin-hf")).Reload()
+        record = json.loads((made / name / "training.json").read_text())
+        logged = {e.step: e.value for e in reader.Scalars("held-out accuracy")}
+        expected = {entry["epoch"]: entry["accuracy"] for entry in record["history"]}
+        assert logged == pytest.approx(expected)
+        assert [e.step for e in reader.Scalars("training loss")] == [1, 2]
 
 
 @pytest.fixture(scope="module")

@@ -398,6 +398,7 @@ class CodedEnsemble:
         *,
         experts: bool | Sequence[str] = False,
         device: torch.device | str | None = None,
+        on_disk: bool = False,
     ) -> "CodedEnsemble":
         """Load a coded repository from a folder or the Hub.
 
@@ -407,6 +408,8 @@ class CodedEnsemble:
             experts: Load the experts too, from the locations and revisions in `coin.json`; or a
                 list of their present Hub ids or folders, in order.
             device: Device of the networks; by default the CPU.
+            on_disk: Keep the experts' weights in mapped temporary files, so that on the CPU they
+                take memory while they run.
 
         Returns:
             The ensemble.
@@ -434,6 +437,8 @@ class CodedEnsemble:
         loaded = None
         if experts is not False:
             names, dtype = coded[0].label_names, floating_dtype(coded[0])
-            loaded = load_all_recorded(coin.experts, names, dtype, device=device, where=experts)
+            loaded = load_all_recorded(
+                coin.experts, names, dtype, device=device, where=experts, on_disk=on_disk
+            )
         check_alignment([*coded, *(loaded or ())])
         return cls(coded, code, coin, result, loaded)

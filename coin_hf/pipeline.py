@@ -136,7 +136,7 @@ def evaluate(
     run, seconds = RunContext(progress=progress), dict[str, float]()
     with run.main_first():
         ensemble = CodedEnsemble.from_pretrained(
-            repo_or_path, revision, experts=True, device=run.device
+            repo_or_path, revision, experts=True, device=run.device, on_disk=True
         )
     recipe = _with_other_data(ensemble.coin.recipe, overrides)
     experts = ensemble.experts or ()

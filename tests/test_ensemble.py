@@ -57,6 +57,21 @@ def test_the_missing_expert_is_not_run_nor_the_coded_model_for_nothing(
     assert ran == ["low", "high"]
 
 
+def test_experts_on_disk_answer_alike(coded: Path) -> None:
+    x = torch.randn(3, 3, 32, 32)
+    plain, mapped = (
+        CodedEnsemble.from_pretrained(coded, experts=True, on_disk=on_disk)
+        for on_disk in (False, True)
+    )
+    for missing in ([], [0], [1]):
+        for one, other in zip(plain(x, missing=missing), mapped(x, missing=missing), strict=True):
+            assert torch.equal(one, other)
+    for ensemble, resizable in ((plain, True), (mapped, False)):  # a mapped file has its size
+        for expert in ensemble.experts or ():
+            found = {value.untyped_storage().resizable() for value in expert.parameters.values()}
+            assert found == {resizable}
+
+
 def test_what_cannot_be_missing(ensemble: CodedEnsemble, coded: Path, x: Tensor) -> None:
     for i in (2, -1):
         with pytest.raises(ValueError, match=f"there is no expert {i}: they are numbered 0 to 1"):

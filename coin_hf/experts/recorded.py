@@ -8,6 +8,7 @@ from coin_hf.errors import InputError
 from coin_hf.experts.classes import with_labels
 from coin_hf.experts.expert import Expert, load_expert
 from coin_hf.experts.heads import place
+from coin_hf.experts.on_disk import keep_on_disk
 from coin_hf.experts.one_dtype import cast_expert
 from coin_hf.records.coin import ExpertRecord
 
@@ -60,6 +61,7 @@ def load_all_recorded(
     *,
     device: torch.device | str | None = None,
     where: bool | Sequence[str] = True,
+    on_disk: bool = False,
 ) -> list[Expert]:
     """Load the experts of a coded repository.
 
@@ -69,6 +71,7 @@ def load_all_recorded(
         dtype: The coded models' floating dtype.
         device: Device of the networks; by default the CPU.
         where: Their present Hub ids or folders, in order; by default the recorded ones.
+        on_disk: Keep their weights in mapped temporary files (`keep_on_disk`).
 
     Returns:
         The experts, in order.
@@ -80,10 +83,12 @@ def load_all_recorded(
     places: Sequence[str | None] = [None] * len(records) if isinstance(where, bool) else where
     if len(places) != len(records):
         raise InputError(f"expected the places of {len(records)} experts, got {len(places)}")
-    return [
-        load_recorded(record, names, dtype, device=device, where=at)
-        for record, at in zip(records, places, strict=True)
-    ]
+    experts = []
+    for record, at in zip(records, places, strict=True):
+        experts.append(load_recorded(record, names, dtype, device=device, where=at))
+        if on_disk:
+            keep_on_disk(experts[-1])
+    return experts
 
 
 def recorded_names(record: ExpertRecord, rows: tuple[str, ...] | None) -> tuple[str, ...] | None:

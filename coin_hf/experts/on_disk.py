@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
 from coin_hf.experts.expert import Expert
+
+ALIGNED = 64
+"""Bytes to which a tensor is aligned, as torch's own are: kernels round otherwise elsewhere."""
 
 
 def keep_on_disk(expert: Expert) -> None:
@@ -51,17 +54,29 @@ def mapped(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         )
         return dict(tensors)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "tensors.safetensors"
-        save_file(_separate(host), file)
-        return {**tensors, **load_file(file)}  # the mapping outlives the name
+        file = Path(folder) / "tensors"
+        places = _write(file, host)
+        if not file.stat().st_size:
+            return dict(tensors)
+        memory = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+    # The mapping outlives the name. Each tensor has a storage of its own, as parameters have.
+    return {
+        name: value
+        if name not in places
+        else torch.empty(0, dtype=value.dtype).set_(  # type: ignore[call-overload]
+            memory[places[name] : places[name] + value.nbytes], 0, value.shape
+        )
+        for name, value in tensors.items()
+    }
 
 
-def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy those that share memory with another, which safetensors refuses to write."""
-    seen: set[int] = set()
-    found = {}
-    for name, value in tensors.items():
-        shared = value.untyped_storage().data_ptr() in seen
-        seen.add(value.untyped_storage().data_ptr())
-        found[name] = value.clone() if shared else value.contiguous()
-    return found
+def _write(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Write tensors one after the other; return where each begins."""
+    places = {}
+    with file.open("wb") as stream:
+        for name, value in tensors.items():
+            stream.write(bytes(-stream.tell() % ALIGNED))
+            places[name] = stream.tell()
+            flat = value.contiguous().flatten()
+            stream.write(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return places

@@ -54,6 +54,9 @@ def test_equal_values_of_every_kind() -> None:
     for name, value in given.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value), name
+        assert found[name].is_contiguous()
+        assert found[name].data_ptr() % 64 == 0
+        assert found[name].untyped_storage().nbytes() == value.nbytes, "a storage of its own"
     found["matrix"].zero_()
     assert not torch.equal(given["matrix"], found["matrix"]), "they share memory"
 

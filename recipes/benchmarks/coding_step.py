@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from bench.cases import Case
 from bench.machine import describe
-from bench.tables import coding_table, put, write
+from bench.tables import PAGE, coding_table, put, write
 from bench.ways import bound
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ COPIES, FIT = 4, 160
 
 
 def main() -> None:
-    """Measure both, then write JSON and README."""
+    """Measure both, then write JSON and page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--full", action="store_true", help=f"train all {EPOCHS} epochs")
@@ -65,7 +65,7 @@ def main() -> None:
     print(coding_table(result))
     write(options.output, result)
     if options.output == HERE / "results" / "coding_step.json":
-        put(HERE / "README.md", "coding step", coding_table(result))
+        put(PAGE, "coding step", coding_table(result))
 
 
 def measure(*, rounds: int, full: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ experts of random weights, each a little apart from the others: what is measured
 With `--limit MIB` on Linux, as root: every process runs in a memory cgroup of that size, mapped
 pages included, and either ends or is killed.
 
-Goes on where it was stopped; writes `results/encode_memory.json` and its part of README.md.
+Goes on where it was stopped; writes `results/encode_memory.json` and its part of the page.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 import timm
 import torch
 from bench.machine import describe, sentence
-from bench.tables import put, read, table, write
+from bench.tables import PAGE, put, read, table, write
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "encode_memory.json"
@@ -64,7 +64,7 @@ def main() -> None:
                     )
             found[key] = json.loads(done.stdout.splitlines()[-1])
             write(RESULTS, found)
-    put(HERE / "README.md", "encode memory", section(found))
+    put(PAGE, "encode memory", section(found))
 
 
 def prepare(folder: Path, architecture: str, experts: int) -> Path:

@@ -4,9 +4,9 @@
     python recipes/benchmarks/fisher.py --case vit_base-224 --classes 10 1000 --samples 8
     python recipes/benchmarks/fisher.py --scaling             # time against P, K and processes
     python recipes/benchmarks/fisher.py --device cuda --case resnet50-224 --samples 2000
-    python recipes/benchmarks/fisher.py --render              # README from results/fisher.json
+    python recipes/benchmarks/fisher.py --render              # the page from results/fisher.json
 
-Results are merged into results/fisher.json, and the README's section is rendered from it.
+Results are merged into results/fisher.json, and its section of the page is rendered from it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench.machine import describe, tf32_peak
 from bench.measure import bound_flops, in_child, interleaved, ways_for
 from bench.peers import PEERS
 from bench.scaling import draw, measure_scaling
-from bench.tables import case_table, fisher_section, put, read, scaling_table, write
+from bench.tables import PAGE, case_table, fisher_section, put, read, scaling_table, write
 
 HERE = Path(__file__).parent
 DEFAULT = (
@@ -33,7 +33,7 @@ DEFAULT = (
 
 
 def main() -> None:
-    """Measure what was asked for, then write JSON, figure and README."""
+    """Measure what was asked for, then write JSON, figure and page."""
     options = parse(sys.argv[1:])
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("high" if options.device == "cuda" else "highest")
@@ -50,8 +50,8 @@ def main() -> None:
             print(case_table(key, entry), end="\n\n", flush=True)
     if options.output == HERE / "results" / "fisher.json":
         if "scaling" in result:
-            draw(result["scaling"], HERE / "fisher_scaling.png")
-        put(HERE / "README.md", "fisher", fisher_section(result))
+            draw(result["scaling"], PAGE.with_name("fisher_scaling.png"))
+        put(PAGE, "fisher", fisher_section(result))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=3.0, help="seconds a slow way runs a round")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds of a way's first run")
     parser.add_argument("--scaling", action="store_true", help="time against P, K, processes (CPU)")
-    parser.add_argument("--render", action="store_true", help="measure nothing, render the README")
+    parser.add_argument("--render", action="store_true", help="measure nothing, render the page")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "fisher.json")
     return parser.parse_args(arguments)
 

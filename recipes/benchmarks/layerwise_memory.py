@@ -8,7 +8,7 @@ of the whole process, less what it held before with the coded model and one expe
 and copies count, networks do not. Random weights and noise: what is measured is memory, and seconds
 for orientation.
 
-Goes on where it was stopped; writes `results/layerwise_memory.json` and its part of README.md.
+Goes on where it was stopped; writes `results/layerwise_memory.json` and its part of the page.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from bench.cases import Case
 from bench.machine import describe, peak_bytes, sentence
-from bench.tables import put, read, table, write
+from bench.tables import PAGE, put, read, table, write
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[key] = json.loads(done.stdout.splitlines()[-1])
             write(RESULTS, found)
-    put(HERE / "README.md", "layerwise memory", section(found))
+    put(PAGE, "layerwise memory", section(found))
 
 
 def measure(case: str, experts: int, samples: int, memory: float) -> dict[str, Any]:

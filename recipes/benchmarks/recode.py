@@ -31,7 +31,8 @@ from coin_hf.repository.fisher_files import fisher_path, write_fisher
 from coin_hf.repository.fisher_origin import draws_of, fisher_metadata
 
 HERE = Path(__file__).parent
-RESULT, PAGE = HERE / "results" / "recode.json", HERE / "recode.md"
+RESULT = HERE / "results" / "recode.json"
+PAGE = HERE.parents[1] / "docs" / "pages" / "benchmarks" / "recode.md"
 WIDTH = 2048
 """Each expert: 64 matrices of this width, 16 MiB each, and their biases; 1 GiB in float32."""
 ROUNDS = 5

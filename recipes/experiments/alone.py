@@ -29,7 +29,8 @@ from coin_hf.recipe import Recipe
 from coin_hf.repository.atomic import write_whole
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "alone.json", HERE / "alone.md"
+RESULTS = HERE / "results" / "alone.json"
+PAGE = HERE.parents[1] / "docs" / "pages" / "experiments" / "alone.md"
 ARCHITECTURE = "resnet18"
 GROUPS = {
     "0-4": range(5), "5-9": range(5, 10),

@@ -51,7 +51,7 @@ from coin_hf.experts.preprocessing import timm_preprocessing
 from coin_hf.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "batch_norm.md"
 GROUPS = {"low": range(5), "high": range(5, 10)}
 INPUT = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 START = {"epochs": 6, "lr": 2e-3}

@@ -12,7 +12,7 @@ P = 200 samples in every case, 192 from sixteen on. M = 1 has equal betas, M = 2
 each chooses its own lambda, and is then refined by `layerwise` with four copies. What is there
 already is not made again.
 
-Writes `results/codes.json` beside this file, and from it `codes.png` and the tables of `codes.md`.
+Writes `results/codes.json` beside this file, and from it the page and its figure.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from coin_hf.recipe import Recipe
 from coin_hf.repository.atomic import write_whole
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "codes.md"
 DESIGNS = [(2, 2), (3, 2), (4, 2), (5, 2), (6, 2), (8, 2), (3, 3), (4, 3), (6, 3), (8, 3)]
 Group = tuple[int, ...]
 GROUPS: dict[int, list[Group]] = {
@@ -260,9 +260,9 @@ def main() -> None:
             cases = measure(folder, given.experts, given.architecture, file)
             write_whole(file, json.dumps(cases, indent=1) + "\n")
     cases = json.loads(file.read_text(encoding="utf-8"))
-    figure(cases, given.results / "codes.png")
     print(table(cases))
     if given.results == RESULTS:
+        figure(cases, PAGE.with_suffix(".png"))
         render(cases, PAGE)
 
 

@@ -34,7 +34,7 @@ from coin_hf.repository.atomic import write_whole
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "labels.md"
 DATA = Path("runs/offline/data")
 FOUNDATION = Path("runs/offline/foundations/lite0")
 

@@ -47,7 +47,7 @@ from coin_hf.repository.provenance import environment
 HERE = Path(__file__).parent
 OFFLINE = HERE / "offline"
 RESULTS = HERE / "results" / "probes_offline.json"
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "probes.md"
 Case = dict[str, Any]
 """What was measured on one draw of the samples of one pair."""
 

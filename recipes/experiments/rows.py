@@ -37,7 +37,8 @@ from coin_hf.refiners import refit_layers
 from coin_hf.repository.atomic import write_whole
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "rows.json", HERE / "rows.md"
+RESULTS = HERE / "results" / "rows.json"
+PAGE = HERE.parents[1] / "docs" / "pages" / "experiments" / "rows.md"
 PAIRS = ("table1-mnist", "table1-fashion_mnist", "table1-digits")
 ROWS = (math.inf, 64, 32, 16, 8)
 BETAS, FRESH = ((0.5, 0.5),), 300

@@ -20,7 +20,7 @@ from coin_hf.serve.simulation import Outcome, Scenario, simulate
 from coin_hf.serve.simulation_report import draw, table
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "serving.md"
 SCENARIOS: dict[str, dict[str, Any]] = {
     "slow-50": {"queries": "all", "slow": {"lasting": 50}, "loads": [0.3]},
     "slow-20": {"queries": "all", "slow": {"lasting": 20}, "loads": [0.3]},

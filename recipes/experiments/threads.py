@@ -24,7 +24,8 @@ from coin_hf.records.result import ResultRecord
 from coin_hf.repository.atomic import write_whole
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results" / "threads.json", HERE / "threads.md"
+RESULTS = HERE / "results" / "threads.json"
+PAGE = HERE.parents[1] / "docs" / "pages" / "experiments" / "threads.md"
 RECIPE = HERE.parent / "demo.yaml"
 
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 OFFLINE = ROOT / "recipes" / "experiments" / "offline"
 SCRIPT = OFFLINE / "tables.py"
 RESULTS = OFFLINE / "results"
-PAGES = (OFFLINE / "README.md", ROOT / "README.md")
+DOCS = ROOT / "docs" / "pages" / "experiments"
+PAGES = (DOCS / "offline.md", DOCS / "index.md")
 MEASURES = {
     "NDA, in percent": ("nda", 1.0, max),
     "Agreement, in percent": ("agreement", 100.0, max),
@@ -297,14 +298,14 @@ def test_the_figures_kept_are_those_of_the_results() -> None:
     for file in RESULTS.glob("*/*.json"):
         assert file.parent.name in FOUNDATIONS
         assert (OFFLINE / f"{file.stem}.yaml").is_file()
-        expected |= {file, file.with_suffix(".png")} if file.stem.startswith("fig") else {file}
-    assert set(RESULTS.glob("*/*")) == expected
+        if file.stem.startswith("fig"):
+            expected.add(DOCS / "offline" / file.parent.name / f"{file.stem}.png")
+    assert set((DOCS / "offline").glob("*/*")) == expected
     for file in expected:
-        if file.suffix == ".png":
-            with Image.open(file) as image:
-                assert image.format == "PNG"
-            shown = f"](results/{file.parent.name}/{file.name})"
-            assert shown in PAGES[0].read_text(encoding="utf-8")
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+        shown = f"](offline/{file.parent.name}/{file.name})"
+        assert shown in PAGES[0].read_text(encoding="utf-8")
 
 
 def test_a_kept_summary_is_that_of_its_rows() -> None:
@@ -333,13 +334,13 @@ def test_collected_results_render_to_their_numbers(
     assert names == {
         *(f"lite0/{name}.json" for name in ("table1-mnist", "table1-digits", "fig2a", "fig2b")),
         "lite0/table2-mnist-digits.json",
-        "lite0/fig2a.png",
-        "lite0/fig2b.png",
         "resnet50/table1-fashion_mnist.json",
         "resnet50/table1-digits.json",
     }
-    done = run("render", "--results", results, "--page", whole, "--readme", readme)
+    done = run("render", "--results", results, "--page", whole, "--short", readme)
     assert done.returncode == 0, done.stderr
+    drawn = {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.png")}
+    assert drawn == {"page/lite0/fig2a.png", "page/lite0/fig2b.png"}
     planned = [name for columns in COLUMNS.values() for name in columns.values()]
     kept = {
         foundation: {
@@ -478,7 +479,7 @@ def test_a_page_without_marks_is_named_and_nothing_is_written(runs: Path, tmp_pa
     whole, readme = tmp_path / "page.md", tmp_path / "readme.md"
     whole.write_text(MARKED + PAPER, encoding="utf-8")
     readme.write_text("no marks\n", encoding="utf-8")
-    done = run("render", "--results", runs, "--page", whole, "--readme", readme)
+    done = run("render", "--results", runs, "--page", whole, "--short", readme)
     assert done.returncode == 2
     assert f"error: {readme} has no place for the tables: add <!-- offline -->" in done.stderr
     assert whole.read_text(encoding="utf-8") == MARKED + PAPER

@@ -9,6 +9,7 @@ from recipe_scripts import script
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "recipes" / "experiments"
+PAGES = ROOT / "docs" / "pages" / "experiments"
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ EXPERIMENTS = ROOT / "recipes" / "experiments"
 )
 def test_a_page_is_rendered_from_its_results(name: str, kept: str, tmp_path: Path) -> None:
     page = tmp_path / f"{name}.md"
-    text = (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8")
+    text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     emptied = re.sub(
         r"(<!-- (?!probes)[\w-]+: begin -->\n).*?(<!-- [\w-]+: end -->)",
         r"\1\2",
@@ -62,16 +63,16 @@ def rows_of_texts() -> list[str]:
     return sorted(found, reverse=True)
 
 
-def test_the_readmes_table_of_kinds_is_of_the_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.partition("<!-- kinds -->\n")[2].partition("<!-- /kinds -->")[0]
+def test_the_table_of_kinds_is_of_the_results() -> None:
+    page = (PAGES / "index.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- kinds -->\n")[2].partition("<!-- /kinds -->")[0]
     shown = table.splitlines()[2:]
     assert shown == [*rows_of_labels(), *rows_of_texts()]
 
 
 def test_the_routers_cost_is_as_measured() -> None:
     found = json.loads((ROOT / "recipes/benchmarks/results/router.json").read_text())
-    page = (EXPERIMENTS / "serving.md").read_text(encoding="utf-8")
+    page = (PAGES / "serving.md").read_text(encoding="utf-8")
     assert f"takes {found['alone_ms']:.0f} ms" in page
     assert f"adds {found['added_ms']:.2f} ms" in page
     assert f"at {found['throughput']:.2f} times" in page

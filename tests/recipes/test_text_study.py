@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from coin_hf.errors import InputError
 
 TEXT = Path(__file__).parents[2] / "recipes" / "experiments" / "text"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "experiments" / "text.md"
 RATED = (
     "1_1\t2.5\tA fine film.\n1_2\t-0.5\tDull,\tand long\n1_3\t0.45\tIt has scenes.\n"
     "1_4\t-3.0\t  Awful! \n"
@@ -133,7 +134,7 @@ def test_foundation_has_the_package_s_tensors_and_a_head_of_its_own(
 
 def test_the_page_shows_what_the_results_hold(study: dict[str, Any]) -> None:
     found = json.loads((TEXT / "results.json").read_text(encoding="utf-8"))
-    page = (TEXT / "README.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     assert study["render"](found, page) == page
     assert [(c["case"], c["rate"]) for c in found["cases"]] == [
         (case, rate)

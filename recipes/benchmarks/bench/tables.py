@@ -1,4 +1,4 @@
-"""Markdown from results: the numbers of a README are never typed."""
+"""Markdown from results: the numbers of a page are never typed."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,14 @@ from typing import Any
 from bench.machine import sentence
 from bench.measure import WAYS
 
+PAGE = Path(__file__).parents[3] / "docs" / "pages" / "benchmarks" / "index.md"
+"""The page that shows what was measured."""
 WRONG = 1e-6
 """A float64 error above this is no rounding."""
 
 
 def fisher_section(result: dict[str, Any]) -> str:
-    """The README's section on the Fisher."""
+    """The section on the Fisher."""
     parts = [case_table(key, entry) for key, entry in result.get("cases", {}).items()]
     if "scaling" in result:
         parts.append(scaling_table(result["scaling"]))
@@ -130,11 +132,11 @@ def write(path: Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def put(readme: Path, name: str, text: str) -> None:
-    """Replace what stands in a README between `<!-- name: begin -->` and `<!-- name: end -->`.
+def put(page: Path, name: str, text: str) -> None:
+    """Replace what stands in a page between `<!-- name: begin -->` and `<!-- name: end -->`.
 
     Args:
-        readme: The file.
+        page: The file.
         name: Of the section.
         text: Its new content.
 
@@ -142,8 +144,8 @@ def put(readme: Path, name: str, text: str) -> None:
         ValueError: If the markers are not there.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = readme.read_text().partition(begin)
+    before, found, rest = page.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{readme.name} lacks {begin} or {end}: put both, on lines of their own")
-    readme.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+        raise ValueError(f"{page.name} lacks {begin} or {end}: put both, on lines of their own")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

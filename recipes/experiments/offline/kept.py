@@ -2,25 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from coin_hf.errors import InputError
-from coin_hf.reports.comparison_figures import epochs_figure, samples_figure
 from coin_hf.repository.atomic import write_whole
 
 Result = dict[str, Any]
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-DRAWN: dict[str, Callable[[Result, Path], None]] = {
-    "fig2a": epochs_figure,
-    "fig2b": samples_figure,
-}
-"""Experiments that are figures, and how they are drawn."""
 LARGEST = 200_000
 """Characters of a kept file above which it goes without the scores of every value tried."""
 
@@ -36,11 +29,11 @@ def experiments() -> dict[str, list[str]]:
 
 
 def collect(runs: Path, results: Path = RESULTS) -> list[Path]:
-    """Keep the results of the finished experiments, and draw the figures from what is kept.
+    """Keep the results of the finished experiments.
 
     Args:
         runs: The folder that holds `<foundation>/<experiment>/result.json`.
-        results: Where to: `<foundation>/<experiment>.json`, and the PNG files.
+        results: Where to: `<foundation>/<experiment>.json`.
 
     Returns:
         The JSON files written.
@@ -63,8 +56,6 @@ def collect(runs: Path, results: Path = RESULTS) -> list[Path]:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, text)
             written.append(file)
-            if name in DRAWN:
-                DRAWN[name](json.loads(text), file.with_suffix(".png"))
     return written
 
 

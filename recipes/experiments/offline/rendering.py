@@ -156,7 +156,7 @@ def page(kept: Kept) -> str:
                 parts += [f"{m.title}:\n\n{table(columns, m)}" for m in MEASURES]
         for kind, (name, what) in FIGURES.items():
             if kind in found:
-                parts += [f"### {name}: {what}", f"![{name}](results/{foundation}/{kind}.png)"]
+                parts += [f"### {name}: {what}", f"![{name}](offline/{foundation}/{kind}.png)"]
         for kind, (name, what) in OTHERS.items():
             if kind in found:
                 parts += [f"### {name}: {what}", facts(found[kind])]

@@ -4,26 +4,33 @@
     python recipes/experiments/offline/tables.py render       # write the pages from what is kept
 
 `collect` copies every finished `result.json` to `results/<foundation>/<experiment>.json` beside
-this script, and draws the figures 2a and 2b from there. `render` puts the tables into `README.md`
-beside this script and, NDA alone, into the project's README.md, each between `<!-- offline -->`
-and `<!-- /offline -->`; and the paper's own, from recipes/paper/reported.json, into the former
-between `<!-- paper -->` and `<!-- /paper -->`. Experiments are those that the `experiments-*.yaml`
-name, contenders whatever is in the results, in their order.
+this script. `render` puts the tables into docs/pages/experiments/offline.md and, NDA alone, into
+index.md there, each between `<!-- offline -->` and `<!-- /offline -->`; the paper's own, from
+recipes/paper/reported.json, into the former between `<!-- paper -->` and `<!-- /paper -->`; and it
+draws the figures 2a and 2b below the folder `offline` beside that page. Experiments are those that
+the `experiments-*.yaml` name, contenders whatever is in the results, in their order.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from kept import HERE, RESULTS, collect, load
+from kept import HERE, RESULTS, Result, collect, load
 from rendering import page, short
 from reported import section
 
 from coin_hf.errors import InputError
+from coin_hf.reports.comparison_figures import epochs_figure, samples_figure
 
-PAGE = HERE / "README.md"
-README = HERE.parents[2] / "README.md"
+DRAWN: dict[str, Callable[[Result, Path], None]] = {
+    "fig2a": epochs_figure,
+    "fig2b": samples_figure,
+}
+"""Experiments that are figures, and how they are drawn."""
+PAGES = HERE.parents[2] / "docs" / "pages" / "experiments"
+PAGE, SHORT = PAGES / "offline.md", PAGES / "index.md"
 commands = typer.Typer(
     help="The offline tables, from what run_all.sh left in runs/offline.",
     add_completion=False,
@@ -60,7 +67,7 @@ def collect_command(
     runs: Annotated[Path, typer.Argument(help="What run_all.sh wrote.")] = Path("runs/offline"),
     results: Annotated[Path, typer.Option(help="Where the results are kept.")] = RESULTS,
 ) -> None:
-    """Keep the results of the finished experiments, and draw the figures."""
+    """Keep the results of the finished experiments."""
     for file in collect(runs, results):
         print(file)
 
@@ -69,17 +76,22 @@ def collect_command(
 def render_command(
     results: Annotated[Path, typer.Option(help="Where the results are kept.")] = RESULTS,
     whole: Annotated[Path, typer.Option("--page", help="The page with everything.")] = PAGE,
-    readme: Annotated[Path, typer.Option(help="The page with the short table.")] = README,
+    brief: Annotated[Path, typer.Option("--short", help="The one with the short table.")] = SHORT,
 ) -> None:
-    """Write the tables into the pages."""
+    """Write the tables into the pages, and draw the figures."""
     kept = load(results)
     texts = {
         whole: filled(whole, offline=page(kept), paper=section(kept)),
-        readme: filled(readme, offline=short(kept)),
+        brief: filled(brief, offline=short(kept)),
     }
     for file, text in texts.items():
         file.write_text(text, encoding="utf-8")
         print(file)
+    for foundation, found in kept.items():
+        for name in DRAWN.keys() & found.keys():
+            figure = whole.with_suffix("") / foundation / f"{name}.png"
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            DRAWN[name](found[name], figure)
 
 
 if __name__ == "__main__":

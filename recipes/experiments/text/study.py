@@ -10,7 +10,7 @@ moved farther from their start. Then averaging and COIN are compared, with and w
 on P = 200 samples and at most 500 test texts an expert. No choice sees test data. One case is run
 with LoRA adapters of rank 8 too, at one rate that was not chosen.
 
-Writes `results.json` beside this file, and from it the tables of `README.md`. What is there already
+Writes `results.json` beside this file, and from it the tables of its page. What is there already
 is not made again: the same command goes on after a stop.
 """
 
@@ -28,7 +28,8 @@ from coin_hf.recipe import Recipe
 from coin_hf.repository.atomic import write_whole
 
 HERE = Path(__file__).parent
-RESULTS, PAGE = HERE / "results.json", HERE / "README.md"
+RESULTS = HERE / "results.json"
+PAGE = HERE.parents[2] / "docs" / "pages" / "experiments" / "text.md"
 DATA, FOUNDATION = Path("runs/text/data"), Path("runs/text/foundations/minilm")
 
 DATASETS = ("movies", "tweets", "things", "topics")

@@ -1,0 +1,122 @@
+"""Open a coded repository's page, and serve it until told to stop."""
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from coin_hf.ensemble import CodedEnsemble
+from coin_hf.errors import InputError
+from coin_hf.hub.client import local_folder
+from coin_hf.page.examples import test_examples
+from coin_hf.page.inputs import LIMITS
+from coin_hf.page.layout import make_page
+from coin_hf.page.look import CSS, theme
+
+PORT = 7860
+"""Where Gradio's pages are, on Spaces too."""
+
+
+def open_page(target: str, revision: str | None = None, *, device: str = "cpu") -> Any:
+    """Load a coded repository with its experts, and make its page.
+
+    Args:
+        target: Folder or Hub id.
+        revision: Its revision on the Hub.
+        device: Device of the networks.
+
+    Returns:
+        The page, for `launch`.
+
+    Raises:
+        InputError: If the repository or an expert cannot be loaded.
+
+    Example:
+        launch(open_page("me/coded"))
+    """
+    ensemble = CodedEnsemble.from_pretrained(target, revision, experts=True, device=device)
+    folder = local_folder(target)
+    with tempfile.TemporaryDirectory() as drawn:  # the page keeps copies of its own
+        examples, note = test_examples(ensemble, Path(drawn))
+        return make_page(
+            ensemble, target if folder is None else folder.resolve().name, examples, note
+        )
+
+
+def launch(page: Any, host: str | None = None, port: int = PORT) -> None:
+    """Serve a page until SIGTERM or SIGINT.
+
+    Args:
+        page: What `open_page` returns.
+        host: Address to listen on; by default that of `GRADIO_SERVER_NAME`, as Spaces set it, else
+            127.0.0.1.
+        port: Its port; 0 for a free one.
+
+    Raises:
+        InputError: If the address is in use, or not this machine's.
+    """
+    with _stopping() as stopped:
+        try:
+            _, url, _ = page.launch(
+                server_name=host,
+                server_port=port or _free_port(),
+                theme=theme(),
+                css=CSS,
+                share=False,
+                ssr_mode=False,
+                run_history=False,
+                footer_links=[],
+                max_file_size=LIMITS.body,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
+        except OSError as error:
+            raise InputError(
+                f"cannot listen on {host or 'this machine'}, port {port}: choose another --port, "
+                "or 0 for a free one"
+            ) from error
+        print(f"the page is at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        stopped.wait()
+        page.close(verbose=False)
+
+
+@contextmanager
+def own_uploads() -> Iterator[None]:
+    """Keep what visitors upload in a folder of this process, removed at its end.
+
+    By default Gradio leaves it in a folder that all pages of a machine share.
+
+    Yields:
+        Nothing.
+    """
+    with tempfile.TemporaryDirectory(prefix="coin-hf-page-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["GRADIO_TEMP_DIR"]
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Wait for SIGTERM or SIGINT, in place of ending at once."""
+    stopped = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in numbers}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -69,6 +69,7 @@ COMMANDS = (
     serving.load,
     serving.simulate,
     pages.app,
+    pages.space,
     models.schema,
 )
 for command in COMMANDS:

@@ -30,7 +30,7 @@ class Example:
     """Its class, if it is known."""
 
 
-def test_examples(ensemble: CodedEnsemble, folder: Path) -> tuple[list[Example], str | None]:
+def draw_examples(ensemble: CodedEnsemble, folder: Path) -> tuple[list[Example], str | None]:
     """Draw a few inputs of the experts' test data, where it can be opened.
 
     Datasets of the Hub are streamed, so that none is downloaded whole.

@@ -14,13 +14,10 @@ from typing import Any
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
 from coin_hf.hub.client import local_folder
-from coin_hf.page.examples import test_examples
+from coin_hf.page.examples import draw_examples
 from coin_hf.page.inputs import LIMITS
 from coin_hf.page.layout import make_page
 from coin_hf.page.look import CSS, theme
-
-PORT = 7860
-"""Where Gradio's pages are, on Spaces too."""
 
 
 def open_page(target: str, revision: str | None = None, *, device: str = "cpu") -> Any:
@@ -43,20 +40,21 @@ def open_page(target: str, revision: str | None = None, *, device: str = "cpu") 
     ensemble = CodedEnsemble.from_pretrained(target, revision, experts=True, device=device)
     folder = local_folder(target)
     with tempfile.TemporaryDirectory() as drawn:  # the page keeps copies of its own
-        examples, note = test_examples(ensemble, Path(drawn))
+        examples, note = draw_examples(ensemble, Path(drawn))
         return make_page(
             ensemble, target if folder is None else folder.resolve().name, examples, note
         )
 
 
-def launch(page: Any, host: str | None = None, port: int = PORT) -> None:
+def launch(page: Any, host: str | None = None, port: int | None = None) -> None:
     """Serve a page until SIGTERM or SIGINT.
 
     Args:
         page: What `open_page` returns.
         host: Address to listen on; by default that of `GRADIO_SERVER_NAME`, as Spaces set it, else
             127.0.0.1.
-        port: Its port; 0 for a free one.
+        port: Its port; 0 for a free one. By default that of `GRADIO_SERVER_PORT`, else the first
+            free one from 7860 on.
 
     Raises:
         InputError: If the address is in use, or not this machine's.
@@ -65,7 +63,7 @@ def launch(page: Any, host: str | None = None, port: int = PORT) -> None:
         try:
             _, url, _ = page.launch(
                 server_name=host,
-                server_port=port or _free_port(),
+                server_port=_free_port() if port == 0 else port,
                 theme=theme(),
                 css=CSS,
                 share=False,
@@ -78,10 +76,11 @@ def launch(page: Any, host: str | None = None, port: int = PORT) -> None:
             )
         except OSError as error:
             raise InputError(
-                f"cannot listen on {host or 'this machine'}, port {port}: choose another --port, "
-                "or 0 for a free one"
+                f"cannot listen on {host or 'this machine'}, port {port}: choose another port, or "
+                "0 for a free one"
             ) from error
-        print(f"the page is at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        line = f"serving on {url.rstrip('/')} : open it in a browser; Ctrl-C ends it"
+        print(line, file=sys.stderr, flush=True)
         stopped.wait()
         page.close(verbose=False)
 

@@ -9,7 +9,8 @@ from coin_hf.reports.svg import dark_rules
 CSS = (
     dark_rules(".dark")
     + """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; width: 100%; min-width: 0; }
+.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; min-width: 0; }
 .drawing svg { width: 100%; min-width: 440px; height: auto; }
 .drawing .erasure .fill-paper { fill: var(--body-background-fill); }
 .scrolling.drawing { overflow-x: auto; }

@@ -23,7 +23,8 @@ def app(
 ) -> None:
     """Open a page to try a coded model on: switch experts off and compare the decoded answers."""
     with needs("app"):
-        from coin_hf.page.launching import launch, open_page, own_uploads
+        from coin_hf.page.launching import check_port, launch, open_page, own_uploads
+    check_port(host, port)
     say(f"loading {target}")
     with own_uploads():
         launch(open_page(target, revision, device=device), host, port)

@@ -75,14 +75,27 @@ def launch(page: Any, host: str | None = None, port: int | None = None) -> None:
                 quiet=True,
             )
         except OSError as error:
-            raise InputError(
-                f"cannot listen on {host or 'this machine'}, port {port}: choose another port, or "
-                "0 for a free one"
-            ) from error
+            raise InputError(_in_use(host or "127.0.0.1", port)) from error
         line = f"serving on {url.rstrip('/')} : open it in a browser; Ctrl-C ends it"
         print(line, file=sys.stderr, flush=True)
         stopped.wait()
         page.close(verbose=False)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before anything is loaded for it.
+
+    Args:
+        host: The address.
+        port: The port.
+
+    Raises:
+        InputError: If it is in use, or not this machine's.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise InputError(_in_use(host, port)) from error
 
 
 @contextmanager
@@ -113,6 +126,11 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_use(host: str, port: int | None) -> str:
+    at = host if port is None else f"{host}, port {port}"
+    return f"cannot listen on {at}: choose another port, or 0 for a free one"
 
 
 def _free_port() -> int:

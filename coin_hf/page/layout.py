@@ -85,13 +85,7 @@ def make_page(
             reason = refusal(ensemble, asked, off)
             if reason is not None:
                 gr.Warning(html.escape(reason), title="Too many are switched off")
-            return [
-                _caption(ensemble, asked, off),
-                _drawing(ensemble, asked, off),
-                gr.Label(None, label="Expert's own answer"),
-                gr.Label(None, label="Decoded answer"),
-                WAITING,
-            ]
+            return [_caption(ensemble, asked, off), _drawing(ensemble, asked, off)]
 
         gr.on(
             [press.click, *(each.submit for each in given if isinstance(each, gr.Textbox))],
@@ -105,7 +99,7 @@ def make_page(
             [asked.change, off.change],
             on_choice,
             [asked, off],
-            [caption, drawing, own, decoded, facts],
+            [caption, drawing],
             api_name="erase",
             show_progress="hidden",
         )
@@ -189,7 +183,13 @@ def _title(found: Answers, which: str, asked: str) -> str:
 
 def _facts(found: Answers, asked: str, off: Collection[str]) -> str:
     """Compare both answers in a few lines."""
-    lines = [f"| | {escaped(asked)}'s own | decoded |", "|---|---|---|"]
+    names = ", ".join(map(escaped, off))
+    lines = [
+        f"Asked: {escaped(asked)}. Switched off: {names or 'none'}.",
+        "",
+        f"| | {escaped(asked)}'s own | decoded |",
+        "|---|---|---|",
+    ]
     both = (found.own, found.decoded)
     classes = ["-" if a is None else escaped(found.labels[int(a.logits.argmax())]) for a in both]
     times = ["-" if a is None else f"{1000 * a.seconds:.3g} ms" for a in both]
@@ -207,10 +207,7 @@ def _facts(found: Answers, asked: str, off: Collection[str]) -> str:
             f"most {found.difference:.3g}; the expert's own lie between {low:.3g} and {high:.3g}."
         )
     elif found.decoded is None:
-        said += (
-            "\n\nIt cannot be decoded while "
-            f"{', '.join(map(escaped, sorted(set(off))))} are off: too few others answer."
-        )
+        said += "\n\nIt could not be decoded: too many others are switched off."
     return f"{said} A coded model alone says {escaped(found.labels[found.alone])}."
 
 

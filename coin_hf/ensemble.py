@@ -97,7 +97,7 @@ class CodedEnsemble:
         return f"CodedEnsemble({', '.join(self.names)}; betas={betas}; experts {loaded})"
 
     def _repr_html_(self) -> str:
-        """Show the experts and the NDA table in a notebook."""
+        """Show the experts, an erasure and the NDA table in a notebook."""
         return f"<code>{html.escape(repr(self))}</code>{self.result._repr_html_()}"
 
     @property

@@ -16,7 +16,7 @@ ROOT = Path(coin_hf.__file__).parent
 LINE = [
     "errors", "erasure", "networks", "metrics", "recipe", "records", "hub", "fisher", "coders",
     "refiners", "experts", "data", "evaluation", "reports", "repository", "encoding", "ensemble",
-    "pipeline", "recoding", "comparison", "serve", "demo", "cli", "__main__",
+    "pipeline", "recoding", "comparison", "serve", "page", "demo", "cli", "__main__",
 ]  # fmt: skip
 """The rooms from the errors at the bottom to the command line; each imports only those before."""
 

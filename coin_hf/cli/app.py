@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import coin_hf
-from coin_hf.cli import codes, models, serving
+from coin_hf.cli import codes, models, pages, serving
 from coin_hf.cli.numbers import gathered
 from coin_hf.cli.output import say, speaks
 from coin_hf.errors import InputError
@@ -68,6 +68,8 @@ COMMANDS = (
     serving.serve,
     serving.load,
     serving.simulate,
+    pages.app,
+    pages.space,
     models.schema,
 )
 for command in COMMANDS:

@@ -1,25 +1,13 @@
 """Commands that serve coded models."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from coin_hf.cli.extras import needs
 from coin_hf.cli.output import AsJson, Overrides, plain_json, say
 from coin_hf.errors import InputError
-
-
-@contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Say which extra brings what cannot be imported."""
-    try:
-        yield
-    except ImportError as error:
-        raise InputError(
-            f"this needs {error.name}, which is not installed: pip install 'coin-hf[{extra}]'"
-        ) from error
 
 
 def serve(
@@ -41,13 +29,13 @@ def serve(
     ] = False,
 ) -> None:
     """Serve a coded model and its experts over HTTP: answers while one of them is slow or down."""
-    with _needs("serve"):
+    with needs("serve"):
         from coin_hf.serve.run import serve as run
         from coin_hf.serve.settings import ServeSettings, read_block
     changes = [*override, *([f"backend={backend}"] if backend else [])]
     settings = read_block(ServeSettings, "serve", config, changes)
     if settings.backend == "ray" or print_ray_config:
-        with _needs("ray"):
+        with needs("ray"):
             from coin_hf.serve.ray_backend import config_text
     if print_ray_config:
         print(config_text(target, settings, revision), end="")
@@ -72,7 +60,7 @@ def simulate(
     """Simulate servers under load: uncoded, replicas, coded, or a standby for all."""
     from dataclasses import asdict
 
-    with _needs("serve"):
+    with needs("serve"):
         from coin_hf.serve.figures import check_figure
         from coin_hf.serve.settings import read_block
         from coin_hf.serve.simulation import Scenario
@@ -110,7 +98,7 @@ def load(
     import json
     from dataclasses import asdict
 
-    with _needs("serve"):
+    with needs("serve"):
         from coin_hf.serve.figures import check_figure
         from coin_hf.serve.load import draw, put_load
     check_figure(figure)

@@ -178,16 +178,27 @@ def _open(
                 split or recipe.datasets[key].split,
                 experts[0].num_classes,
                 run.datasets,
-                _owner(recipe, name, key, experts),
+                owner_of(recipe, name, key, experts),
             )
             for name, key in keys.items()
         ]
 
 
-def _owner(
+def owner_of(
     recipe: Recipe | FisherRecipe, name: str, key: str, experts: Sequence[Expert]
 ) -> Owner | None:
-    """Find the expert of a draw: the one of its name, else the first one of its dataset."""
+    """Find the expert whose classes a draw's labels are: of its name, else of its dataset.
+
+    Args:
+        recipe: The recipe.
+        name: The draw's name.
+        key: Its dataset.
+        experts: The experts, in order.
+
+    Returns:
+        Its name, classes and their rows; None where no expert is of that dataset, or labels do not
+        matter.
+    """
     if isinstance(recipe, FisherRecipe):
         return None
     datasets = {block.label: block.dataset for block in recipe.experts}

@@ -5,12 +5,14 @@ config.json  model.safetensors     the first coded model, in its library's own f
 coded-1/     coded-2/ ...          the others, each a repository in that format
 fisher/<expert>.safetensors        the experts' Fishers, if the recipe saves them
 coin.json    result.json           what decoding needs; all measurements
-README.md    nda.png               the card and its figure
+README.md    nda.png  erasure.svg  the card, its figure, and the drawing of an erasure
 """
 
 COIN_FILE, RESULT_FILE, CARD_FILE = "coin.json", "result.json", "README.md"
 FIGURE = "nda.png"
 """The figure's file name in a coded repository."""
+DRAWING = "erasure.svg"
+"""The file name of the drawing of an erasure in a coded repository."""
 FISHERS = "fisher"
 """The folder of the experts' Fishers in a coded repository."""
 
@@ -35,7 +37,7 @@ CHECKPOINT_FILES = [
     "README.md",
 ]
 """Files read from an expert's repository; no others are downloaded."""
-CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "coded-*/*.safetensors",
+CODED_FILES = [*CHECKPOINT_FILES, "*.json", "*.png", "*.svg", "coded-*/*.safetensors",
                *(f"coded-*/{name}" for name in VOCABULARY_FILES)]  # fmt: skip
 """Files read from a coded repository: all but the Fishers, which only re-coding needs."""
 _NETWORK = ("config.json", "model*.safetensors", *BESIDE_FILES)
@@ -47,6 +49,7 @@ PUSHED_FILES = [
     RESULT_FILE,
     CARD_FILE,
     FIGURE,
+    DRAWING,
 ]
 """What a push publishes of a coded repository's folder: what coin-hf writes, and nothing else."""
 

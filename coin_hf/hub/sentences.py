@@ -13,7 +13,7 @@ from huggingface_hub import errors as hub_errors
 from coin_hf.errors import InputError, reason_of
 
 Result = TypeVar("Result")
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "space"]
 
 BUSY = {429, 502, 503, 504}
 """Answers of a Hub that is busy for a moment."""

@@ -3,18 +3,21 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
 from coin_hf.erasure.amplification import worst_amplification
 from coin_hf.erasure.betas import rows_of
-from coin_hf.hub.layout import FIGURE, coded_folder
+from coin_hf.evaluation.methods import CODED_ALONE
+from coin_hf.hub.layout import DRAWING, FIGURE, coded_folder
 from coin_hf.recipe.blocks import FisherBlock
 from coin_hf.records.coin import ExpertRecord
 from coin_hf.records.measurements import Scores
 from coin_hf.records.result import ResultRecord
+from coin_hf.reports.card_data import metadata, on_hub
 from coin_hf.reports.card_usage import inputs_of, usage
+from coin_hf.reports.drawn_result import drawn
 from coin_hf.reports.safe_text import plain_id, safe
-from coin_hf.reports.tables import alone_note, cell, labels_table, table
+from coin_hf.reports.tables import alone_note, cell, few, labels_table, table
 
 PAPER = "https://arxiv.org/abs/2409.01420"
 HOW = {
@@ -38,76 +41,25 @@ def model_card(result: ResultRecord | Mapping[str, Any], repo_id: str) -> ModelC
         The card: metadata and text.
     """
     result = ResultRecord.of(result)
-    data = ModelCardData(
-        base_model=_unique(
-            place for e in result.experts for place in (e.model, e.base) if place and _on_hub(place)
-        )
-        or None,
-        base_model_relation="merge",
-        library_name=result.library,
-        pipeline_tag=result.task or "image-classification",
-        tags=["merge", result.coder.replace("_", "-"), "erasure-coding", "coin-hf"],
-        datasets=_unique(d.path for d in result.datasets.values() if _on_hub(d.path)) or None,
-        license=_common_license(result),
-        model_name=repo_id.rpartition("/")[2],
-        eval_results=_eval_results(result) or None,
-    )
+    data = metadata(result, repo_id)
     text = _text(safe(result), plain_id(repo_id))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
-def _unique(values: Any) -> list[str]:
-    return list(dict.fromkeys(values))
-
-
-def _on_hub(path: str) -> bool:
-    """Return whether a recorded path is a Hub id: recorded folders start with a dot or slash."""
-    return not path.startswith((".", "/", "~")) and path.count("/") <= 1
-
-
-def _common_license(result: ResultRecord) -> str | None:
-    licenses = {expert.license for expert in result.experts}
-    return licenses.pop() if len(licenses) == 1 else None
-
-
-def _eval_results(result: ResultRecord) -> list[EvalResult]:
-    datasets = {expert.name: expert.dataset for expert in result.experts}
-    found = []
-    for erasure in result.erasures:
-        if erasure.beside:
-            continue  # the card's table has them; the metadata hold one number per expert
-        key = datasets[erasure.missing]
-        dataset = result.datasets[key]
-        name = dataset.path if _on_hub(dataset.path) else key
-        nda = erasure.scores[result.coder].nda
-        if nda is None:
-            continue
-        found.append(
-            EvalResult(
-                task_type=result.task or "image-classification",
-                dataset_type=name,
-                dataset_name=name,  # not the key: two parts of one dataset share an entry
-                dataset_config=dataset.config,
-                dataset_split=result.evaluation.split,
-                dataset_revision=dataset.revision,
-                metric_type="nda",
-                metric_name=f"NDA with '{erasure.missing}' missing",
-                metric_value=round(nda, 2),
-            )
-        )
-    return found
-
-
 def _text(result: ResultRecord, repo_id: str) -> str:
     samples = result.samples
+    named = result.label_sets is None and any(e.labels for e in result.experts)
     experts = "\n".join(
         f"| {cell(e.name)} | {_link(e.model)}{_base(e)} | `{e.revision}` | {cell(e.dataset)} |"
+        + f" {cell(few(e.labels or ['-']))} |" * named
         for e in result.experts
     )
     held = f", {samples.held_out:.0%} of them held out" if samples.held_out else ""
     return f"""# {repo_id.rpartition("/")[2]}
 
-{_introduction(result)}
+{_introduction(result)}{_own_accuracy(result)}
+
+![{drawn(result)}]({DRAWING})
 
 ## How it was made
 | | |
@@ -116,8 +68,8 @@ def _text(result: ResultRecord, repo_id: str) -> str:
 {_betas(result)}
 {_settings(result)}{_refined(result)}| samples | P = {samples.count}, {samples.per_expert} from each expert's data, seed {samples.seed}{held}; no label enters the parameters |
 
-| expert | repository | revision | dataset |
-|---|---|---|---|
+| expert | repository | revision | dataset |{" labels |" * named}
+|---|---|---|---|{"---|" * named}
 {experts}
 {_labels(result)}
 ## How well it answers for a missing expert
@@ -165,6 +117,23 @@ the root of this repository, the others in {folders}. The output of each approxi
 theirs, so when up to {min(coded, experts)} experts are slow or down, their answers are computed from the coded models' and the
 others' — erasure-coded inference, {HOW[result.coder]}. On its own each is a
 classifier like any merged model."""
+
+
+def _own_accuracy(result: ResultRecord) -> str:
+    """Say how often a coded model is right by itself, on each expert's test data."""
+    found = [(e.missing, e.scores[CODED_ALONE]) for e in result.singles if CODED_ALONE in e.scores]
+    shares = [
+        f"{100 * score.decoded_accuracy:.1f} % for {name}"
+        for name, score in found
+        if score.decoded_accuracy is not None
+    ]
+    if not shares:
+        return ""
+    one = len(rows_of(result.betas)) == 1
+    return (
+        f"\nAlone, {'it' if one else 'the one that weights the expert most'} is right on this share of the "
+        f"experts' test {inputs_of(result)}: {', '.join(shares)}."
+    )
 
 
 def _betas(result: ResultRecord) -> str:
@@ -227,7 +196,7 @@ it noticed {noticed}.
 
 def _link(model: str) -> str:
     return (
-        f"[{model}](https://huggingface.co/{model})" if _on_hub(model) else f"`{model}` (a folder)"
+        f"[{model}](https://huggingface.co/{model})" if on_hub(model) else f"`{model}` (a folder)"
     )
 
 

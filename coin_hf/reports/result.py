@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 
 from coin_hf.records.result import ResultRecord
+from coin_hf.reports.drawn_result import result_drawing
 from coin_hf.reports.figures import figure
 from coin_hf.reports.tables import Style, table
 
@@ -40,5 +41,6 @@ class Result(ResultRecord):
         figure(self, Path(path))
 
     def _repr_html_(self) -> str:
-        """Show the table in a notebook."""
-        return f"<pre>{html.escape(self.table())}</pre>"
+        """Show the table and an erasure in a notebook."""
+        table = html.escape(self.table())
+        return f"{result_drawing(self)}<pre style='overflow-x:auto'>{table}</pre>"

@@ -127,15 +127,27 @@ def labels_table(result: ResultRecord, style: Style = "plain") -> str:
         own = expert.labels or [str(row) for row in owned]
         others = range(len(result.experts)) if sets is None else sets.sharing(i)
         needed = [result.experts[j].name for j in others if j != i]
-        more = f" and {len(own) - SHOWN} more" if len(own) > SHOWN else ""
         rows.append(
             [
                 expert.name,
-                ", ".join(own[:SHOWN]) + more,
+                few(own),
                 f"coded model and {', '.join(needed)}" if needed else "coded model alone",
             ]
         )
     return aligned(["expert", "labels", "decoded from"], rows, style, text=3)
+
+
+def few(labels: Sequence[str]) -> str:
+    """List labels, the first of many.
+
+    Args:
+        labels: The labels.
+
+    Returns:
+        At most `SHOWN` of them, and how many more there are.
+    """
+    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
+    return ", ".join(labels[:SHOWN]) + more
 
 
 def _which(result: ResultRecord) -> str:

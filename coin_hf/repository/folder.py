@@ -1,4 +1,4 @@
-"""Write and read a coded repository: weights, coin.json, result.json, card and figure."""
+"""Write and read a coded repository: weights, coin.json, result.json, card and pictures."""
 
 import json
 import os
@@ -10,12 +10,13 @@ from huggingface_hub import constants
 from safetensors import SafetensorError
 
 from coin_hf.errors import InputError
-from coin_hf.hub.layout import CARD_FILE, COIN_FILE, FIGURE, RESULT_FILE
+from coin_hf.hub.layout import CARD_FILE, COIN_FILE, DRAWING, FIGURE, RESULT_FILE
 from coin_hf.recipe.text_files import read_text
 from coin_hf.records.coin import FORMAT, CoinRecord
 from coin_hf.records.record import Record
 from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card import model_card
+from coin_hf.reports.drawn_result import result_drawing
 from coin_hf.reports.figures import figure
 from coin_hf.reports.result import Result
 from coin_hf.repository.atomic import check_name, finish, whole_files, whole_folder
@@ -90,6 +91,7 @@ def write_repository(
             (draft / RESULT_FILE).write_text(as_json(result), encoding="utf-8")
             if result.erasures:
                 figure(result, draft / FIGURE)
+            (draft / DRAWING).write_text(result_drawing(result), encoding="utf-8")
             card = model_card(result, f"your-name/{folder.name}")
             (draft / CARD_FILE).write_text(str(card), encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -100,9 +102,9 @@ def write_repository(
 
 
 def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
-    """Save new measurements to a coded repository: calibration, result, card and figure.
+    """Save new measurements to a coded repository: calibration, result, card and pictures.
 
-    All four files are replaced or none, whenever the process is killed.
+    All five files are replaced or none, whenever the process is killed.
 
     Args:
         folder: The repository.
@@ -117,9 +119,10 @@ def save_result(folder: Path, result: ResultRecord | Mapping[str, Any]) -> None:
     found = ResultRecord.of(result).moved(change)
     coin = coin.moved(change).model_copy(update={"calibration": found.calibration})
     try:
-        names = (FIGURE, COIN_FILE, RESULT_FILE, CARD_FILE)
+        names = (FIGURE, DRAWING, COIN_FILE, RESULT_FILE, CARD_FILE)
         with only_writer(folder), whole_files(folder, names) as drafts:
             figure(found, drafts[FIGURE])
+            drafts[DRAWING].write_text(result_drawing(found), encoding="utf-8")
             drafts[COIN_FILE].write_text(as_json(coin), encoding="utf-8")
             drafts[RESULT_FILE].write_text(as_json(found), encoding="utf-8")
             card = model_card(found, f"your-name/{folder.name}")

@@ -7,14 +7,15 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, RepoCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from coin_hf.errors import InputError
-from coin_hf.hub.layout import CARD_FILE, COIN_FILE, PUSHED_FILES, RESULT_FILE
-from coin_hf.hub.sentences import patiently, sentences
+from coin_hf.hub.layout import CARD_FILE, COIN_FILE, DRAWING, PUSHED_FILES, RESULT_FILE
+from coin_hf.hub.sentences import RepoType, patiently, sentences
 from coin_hf.reports.card import model_card
+from coin_hf.reports.drawn_result import result_drawing
 from coin_hf.repository.folder import as_json, read_records
 from coin_hf.repository.paths import bare
 
@@ -31,9 +32,10 @@ def commit_files(
     revision: str | None = None,
     create_pr: bool = False,
     token: str | None = None,
-    card: ModelCard | None = None,
+    card: RepoCard | None = None,
+    repo_type: RepoType = "model",
 ) -> str:
-    """Commit files to a model repository, created if needed.
+    """Commit files to a repository, created if needed.
 
     Args:
         repo_id: Hub id.
@@ -44,6 +46,7 @@ def commit_files(
         create_pr: Open a pull request instead.
         token: Token with write access; by default the saved login.
         card: A card that the Hub checks before anything is created there.
+        repo_type: Kind of repository; a new Space is one of Gradio.
 
     Returns:
         Address of the commit, or of the pull request.
@@ -52,13 +55,19 @@ def commit_files(
         InputError: If the Hub cannot be reached or refuses the commit.
     """
     api = HfApi(token=token)
-    with sentences(repo_id, revision, "model"):
+    with sentences(repo_id, revision, repo_type):
         if card is not None:
             _check_card(card, repo_id)
-        made = _create(api, repo_id, private)
+        made = _create(api, repo_id, private, repo_type)
         try:
             if revision is not None and not create_pr:
-                patiently(api.create_branch, repo_id, branch=revision, exist_ok=True)
+                patiently(
+                    api.create_branch,
+                    repo_id,
+                    branch=revision,
+                    repo_type=repo_type,
+                    exist_ok=True,
+                )
             commit = patiently(
                 api.create_commit,
                 repo_id,
@@ -66,22 +75,30 @@ def commit_files(
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
+                repo_type=repo_type,
             )
         except BaseException:
             if made:  # it holds nothing of anybody's
                 with suppress(Exception):
-                    api.delete_repo(repo_id)
+                    api.delete_repo(repo_id, repo_type=repo_type)
             raise
     return str(commit.pr_url or commit.commit_url)
 
 
-def check_push(repo_id: str, *, create_pr: bool = False, token: str | None = None) -> None:
+def check_push(
+    repo_id: str,
+    *,
+    create_pr: bool = False,
+    token: str | None = None,
+    repo_type: RepoType = "model",
+) -> None:
     """Check what can be known of a push before anything is computed for it.
 
     Args:
         repo_id: Hub id.
         create_pr: A pull request is opened, which others may do too.
         token: Token with write access; by default the saved login.
+        repo_type: Kind of repository.
 
     Raises:
         InputError: If the id is not valid, there is no token, the Hub does not accept it, it may
@@ -89,7 +106,7 @@ def check_push(repo_id: str, *, create_pr: bool = False, token: str | None = Non
     """
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"nothing can be pushed to '{repo_id}' offline: unset HF_HUB_OFFLINE")
-    with sentences(repo_id, None, "model"):
+    with sentences(repo_id, None, repo_type):
         validate_repo_id(repo_id)
         if token is None and get_token() is None:
             raise InputError(f"no token to push to '{repo_id}' with: log in with `hf auth login`")
@@ -104,13 +121,14 @@ def check_push(repo_id: str, *, create_pr: bool = False, token: str | None = Non
         )
 
 
-def _create(api: HfApi, repo_id: str, private: bool) -> bool:
+def _create(api: HfApi, repo_id: str, private: bool, repo_type: RepoType) -> bool:
     """Create a repository if there is none, and return whether there was none."""
+    kind = {"repo_type": repo_type, "space_sdk": "gradio" if repo_type == "space" else None}
     try:
-        patiently(api.create_repo, repo_id, private=private, exist_ok=False)
+        patiently(api.create_repo, repo_id, private=private, exist_ok=False, **kind)
     except HfHubHTTPError:
         # It is there, or may not be created: the client's own way tells these apart.
-        patiently(api.create_repo, repo_id, private=private, exist_ok=True)
+        patiently(api.create_repo, repo_id, private=private, exist_ok=True, **kind)
         return False
     return True
 
@@ -149,6 +167,7 @@ def push_folder(
     contents: dict[str, bytes | Path] = dict(_files(folder))
     contents[COIN_FILE] = as_json(coin).encode()
     contents[RESULT_FILE] = as_json(result).encode()
+    contents[DRAWING] = result_drawing(result).encode()
     card = model_card(result, repo_id)
     contents[CARD_FILE] = str(card).encode()
     return commit_files(
@@ -195,7 +214,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _check_card(card: ModelCard, repo_id: str) -> None:
+def _check_card(card: RepoCard, repo_id: str) -> None:
     """Let the Hub validate the card, before anything is created there."""
     try:
         patiently(card.validate)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from coin_hf.recipe import Recipe
+from coin_hf.records.result import ResultRecord
 from coin_hf.reports.card import model_card
 from coin_hf.reports.comparison_table import comparison_table
+from coin_hf.reports.drawn_result import result_drawing
 from coin_hf.reports.tables import table
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,8 @@ def test_the_cards_are_rendered_from_their_results(folder: str, name: str) -> No
     result = json.loads((place / "result.json").read_text(encoding="utf-8"))
     card = (place / "README.md").read_text(encoding="utf-8")
     assert card == str(model_card(result, f"your-name/{name}"))
+    drawing = (place / "erasure.svg").read_text(encoding="utf-8")
+    assert drawing == result_drawing(ResultRecord.of(result))
 
 
 def test_ci_runs_the_readmes_two_commands() -> None:

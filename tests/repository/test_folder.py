@@ -21,7 +21,10 @@ from coin_hf.reports.card import model_card
 from coin_hf.repository.folder import check_output, read_repository, write_repository
 from coin_hf.repository.paths import local_experts
 
-FILES = {"README.md", "coin.json", "config.json", "model.safetensors", "nda.png", "result.json"}
+FILES = {
+    "README.md", "coin.json", "config.json", "erasure.svg", "model.safetensors", "nda.png",
+    "result.json",
+}  # fmt: skip
 
 COIN = """{
   "format": 1,

@@ -56,7 +56,9 @@ def _keys(heading: str, block: Schema) -> str:
     for key, said in block["properties"].items():
         default = "**required**" if key in required else f"`{_yaml(said.get('default'))}`"
         value = _cell(" or ".join(dict.fromkeys(_kinds(said))))
-        lines.append(f"| `{key}` | {value} | {default} | {_cell(_line(said.get('description', '')))} |")
+        lines.append(
+            f"| `{key}` | {value} | {default} | {_cell(_line(said.get('description', '')))} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,8 +1,9 @@
 """A small Hub on loopback: enough of the Hub's HTTP API for its unmodified clients.
 
-Repositories (models and datasets) with commits, branches and access tokens. Files travel as on the
-real one: small text inside the commit, the rest through LFS, to and from a storage host of its own
-(a second port) by signed addresses. Not spoken: Xet, pull requests, discussions, Spaces.
+Repositories (models, datasets and Spaces, which do not run) with commits, branches and access
+tokens. Files travel as on the real one: small text inside the commit, the rest through LFS, to and
+from a storage host of its own (a second port) by signed addresses. Not spoken: Xet, pull requests,
+discussions.
 
     with serve(tmp_path, tokens={"hf_writer": User("me", write=True)}) as hub:
         ...  # HF_ENDPOINT=hub.endpoint in the environment of the clients
@@ -204,7 +205,9 @@ class Hub:
         self._writer(request, owner)
         kind = f"{asked.get('type') or 'model'}s"
         repo_id = f"{owner}/{asked['name']}"
-        url = f"{self.endpoint}/{'datasets/' if kind == 'datasets' else ''}{repo_id}"
+        if kind == "spaces" and asked.get("sdk") != "gradio":
+            raise refusal(400, "a Space needs an sdk")
+        url = f"{self.endpoint}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
         if (kind, repo_id) in self.repos:
             message = f"You already created this {kind[:-1]} repo: {repo_id}"
             return JSONResponse({"error": message, "url": url}, status_code=409)
@@ -390,8 +393,9 @@ class Hub:
                 case other:
                     raise refusal(400, f"Unknown operation {other}")
         sha = repo.commit(branch, tree, message)
-        kind = "datasets/" if request.path_params["kind"] == "datasets" else ""
-        url = f"{self.endpoint}/{kind}{repo.id}/commit/{sha}"
+        kind = request.path_params["kind"]
+        place = "" if kind == "models" else f"{kind}/"
+        url = f"{self.endpoint}/{place}{repo.id}/commit/{sha}"
         return JSONResponse({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
     # -- the storage host --------------------------------------------------------------------
@@ -437,9 +441,9 @@ class Hub:
             Route("/lfs/verify", self.lfs_verify, methods=["POST"]),
             Route("/objects/{oid}", self.stored, methods=["GET", "PUT"]),
         ]
-        for kind in ("models", "datasets"):
+        for kind in ("models", "datasets", "spaces"):
             api = f"/api/{kind}/{{owner}}/{{name}}"
-            page = "/{owner}/{name}" if kind == "models" else "/datasets/{owner}/{name}"
+            page = "/{owner}/{name}" if kind == "models" else f"/{kind}/{{owner}}/{{name}}"
             for path, handler, methods in (
                 (api, self.info, ["GET"]),
                 (f"{api}/revision/{{revision}}", self.info, ["GET"]),

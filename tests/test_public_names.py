@@ -43,6 +43,7 @@ def test_type_checkers_see_the_same_names() -> None:
 def test_every_command_has_its_function() -> None:
     function = {"push": "push_folder", "fisher": "make_fisher", "design": None, "schema": None}
     function |= dict.fromkeys(("serve", "load", "simulate"))  # in the room `serve`, an extra
+    function |= dict.fromkeys(("app", "space"))  # in the room `page`, another
     commands = get_command(app).commands  # type: ignore[attr-defined]
     names = [name for name, command in commands.items() if not command.hidden]
     for name in set(names) - {"demo"}:

@@ -47,13 +47,16 @@ def space(
         raise InputError(
             "say where the Space is written: add --output FOLDER, or leave out --no-push"
         )
-    with needs("app"):
-        from coin_hf.page.space import push_space, space_files, write_space
+    from coin_hf.page.space import check_empty, push_space, space_files, write_space
+
+    if output is not None:
+        check_empty(output)
     if push:
         from coin_hf.repository.push import check_push
 
         check_push(repo, repo_type="space")
-    files = space_files(target, repo, revision)
+    with needs("app"):  # whose version of Gradio the Space is to have
+        files = space_files(target, repo, revision)
     if output is not None:
         write_space(output, files)
         say(f"saved to {output}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
@@ -25,11 +26,7 @@ def components(ensemble: CodedEnsemble) -> list[Any]:
         An image, a text, or two texts.
     """
     if ensemble.coin.task is None:
-        image = gr.Image(label="Image", sources=["upload", "clipboard"], height=240, buttons=[])
-        # Gradio opens an image before anybody can refuse it, and turns and converts it: the
-        # networks would see another one than a server's.
-        image.preprocess = _uploaded
-        return [image]
+        return [gr.Image(label="Image", sources=["upload", "clipboard"], height=240, buttons=[])]
     longest = getattr(ensemble.coded.preprocessing, "longest", None)
     info = f"Cut to {longest} tokens, the most that the networks take." if longest else None
     if not pairs(ensemble):
@@ -55,7 +52,9 @@ def prepared(ensemble: CodedEnsemble, given: tuple[Any, ...]) -> Any:
 
     Args:
         ensemble: The ensemble.
-        given: The values of `components`.
+        given: The values of `components`, as a client sent them: Gradio opens an image before
+            anybody can refuse it, and turns and converts it, so that the networks would see
+            another one than a server's.
 
     Returns:
         The networks' input, without batch axis.
@@ -64,18 +63,12 @@ def prepared(ensemble: CodedEnsemble, given: tuple[Any, ...]) -> Any:
         InputError: If there is none, or it cannot be used.
     """
     if ensemble.coin.task is None:
-        [path] = given
-        if path is None:
+        if given[0] is None:
             raise InputError("give an image first: upload one, paste one, or take an example")
-        try:
-            raw = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"the image cannot be read ({error.strerror}): upload it again"
-            ) from error
+        raw = _uploaded(given[0])
         asked = question(raw, ensemble.preprocess, "image-classification", LIMITS)
         return asked.prepared
-    texts = [text or "" for text in given]
+    texts = [text if isinstance(text, str) else "" for text in given]
     if not all(text.strip() for text in texts):
         some = "a text" if len(texts) == 1 else "both texts"
         raise InputError(f"give {some} first: write, or take an example")
@@ -89,6 +82,31 @@ def prepared(ensemble: CodedEnsemble, given: tuple[Any, ...]) -> Any:
     return ensemble.preprocess(tuple(texts))
 
 
-def _uploaded(payload: Any) -> str | None:
-    """Return the path of an uploaded file as it came; Gradio has put it among the uploads."""
-    return None if payload is None else payload.path
+def _uploaded(payload: Any) -> bytes:
+    """Read an uploaded file, and no other: what a client sends names any path it likes."""
+    named = payload.get("path") if isinstance(payload, dict) else None
+    path = Path(named if isinstance(named, str) else "").resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()) or not path.is_file():
+        raise InputError("the image is not there any more: upload it again")
+    return path.read_bytes()
+
+
+def named(ensemble: CodedEnsemble, asked: Any, off: Any) -> tuple[str, list[str]]:
+    """Check the experts that a client names.
+
+    Args:
+        ensemble: The ensemble.
+        asked: The expert whose answer is wanted.
+        off: The experts that are switched off.
+
+    Returns:
+        Both, the latter in the experts' order.
+
+    Raises:
+        InputError: If there is no such expert.
+    """
+    given = [asked, *(off if isinstance(off, list) else [off])]
+    for name in given:
+        if name not in ensemble.names:
+            raise InputError(f"there is no such expert: they are named {', '.join(ensemble.names)}")
+    return asked, [name for name in ensemble.names if name in given[1:]]

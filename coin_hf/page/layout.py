@@ -10,7 +10,7 @@ from coin_hf.ensemble import CodedEnsemble
 from coin_hf.errors import InputError
 from coin_hf.page.answering import Answers, answer, erased, refusal
 from coin_hf.page.examples import Example
-from coin_hf.page.inputs import components, prepared
+from coin_hf.page.inputs import components, named, prepared
 from coin_hf.reports.erasure_drawing import erasure_drawing
 from coin_hf.reports.safe_text import escaped, safe
 from coin_hf.reports.tables import alone_note, labels_table, table
@@ -70,8 +70,9 @@ def make_page(
                 )
         gr.Markdown(_measured(ensemble), elem_classes="scrolling")
 
-        def on_answer(asked: str, off: list[str], *values: Any) -> list[Any]:
+        def on_answer(asked: Any, off: Any, *values: Any) -> list[Any]:
             try:
+                asked, off = named(ensemble, asked, off)
                 found = answer(ensemble, prepared(ensemble, values), asked, off)
             except InputError as error:
                 raise _toast(error) from error
@@ -93,6 +94,7 @@ def make_page(
             [asked, off, *given],
             [own, decoded, facts],
             api_name="answer",
+            preprocess=False,  # `named` and `prepared` check what came
             show_progress_on=facts,
         )
         gr.on(

@@ -1,9 +1,9 @@
 """Write the Space of a coded repository: its page, run by the Hub."""
 
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
-import gradio
 from huggingface_hub import SpaceCard, SpaceCardData
 from huggingface_hub.utils import validate_repo_id
 
@@ -37,15 +37,16 @@ def space_files(target: str, repo_id: str, revision: str | None = None) -> dict[
         The text of each file, by name.
 
     Raises:
-        InputError: If the repository or one of its experts is not on the Hub.
+        InputError: If the repository or one of its experts is not on the Hub, or an id is not
+            valid.
     """
+    with sentences(repo_id, None, "space"):
+        validate_repo_id(repo_id)
     if local_folder(target) is not None:
         raise InputError(
             f"'{target}' is a folder, which a Space cannot load: push it by `coin-hf push {target} "
             "REPO` and give that Hub id"
         )
-    with sentences(repo_id, None, "space"):
-        validate_repo_id(repo_id)
     sha = pin(target, revision)
     coin, result = read_records(locate(target, sha, [COIN_FILE, RESULT_FILE]), target)
     if local := local_experts(coin):
@@ -60,6 +61,19 @@ def space_files(target: str, repo_id: str, revision: str | None = None) -> dict[
     }
 
 
+def check_empty(folder: Path) -> None:
+    """Refuse a folder that holds anything, before anything is fetched for it.
+
+    Args:
+        folder: Where a Space is to be written.
+
+    Raises:
+        InputError: If it is not empty, or a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder: choose another --output")
+
+
 def write_space(folder: Path, files: dict[str, str]) -> None:
     """Write a Space to a folder, completely or not at all.
 
@@ -70,8 +84,7 @@ def write_space(folder: Path, files: dict[str, str]) -> None:
     Raises:
         InputError: If it is in use, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not an empty folder: choose another --output")
+    check_empty(folder)
     try:
         with whole_folder(folder.absolute()) as draft:
             for name, text in files.items():
@@ -114,7 +127,7 @@ def _card(target: str, repo_id: str, result: ResultRecord) -> SpaceCard:
         colorFrom="yellow",
         colorTo="blue",
         sdk="gradio",
-        sdk_version=gradio.__version__,
+        sdk_version=version("gradio"),
         python_version=".".join(platform.python_version_tuple()[:2]),
         app_file="app.py",
         short_description="Switch experts off, see their answers decoded",

@@ -293,7 +293,8 @@ def test_encode_overwrite_and_evaluate(world: Path, tmp_path: Path, coin_hf: Com
     assert f"saved to {tmp_path / 'coded'}" in err
     first = files(tmp_path / "coded")
     assert first.keys() == {
-        "README.md", "coin.json", "config.json", "model.safetensors", "nda.png", "result.json",
+        "README.md", "coin.json", "config.json", "erasure.svg", "model.safetensors", "nda.png",
+        "result.json",
     }  # fmt: skip
     assert coin_hf("encode", recipe)[0] == 2
     assert files(tmp_path / "coded") == first

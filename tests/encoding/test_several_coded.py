@@ -218,6 +218,7 @@ def test_the_repository_holds_every_coded_model(made: CodedEnsemble, places: Pat
         "coin.json",
         "result.json",
         "nda.png",
+        "erasure.svg",
         "config.json",
         "model.safetensors",
         "coded-1/config.json",

@@ -211,7 +211,7 @@ def test_a_push_publishes_what_coin_hf_writes(folder: Path) -> None:
         names = set(_files(coded))
     assert names == {
         "README.md", "coin.json", "result.json", "nda.png", "config.json", "model.safetensors",
-        "fisher/low.safetensors", "fisher/high.safetensors",
+        "fisher/low.safetensors", "fisher/high.safetensors", "erasure.svg",
     }  # fmt: skip
     (coded / "config.json").unlink()
     (coded / "config.json").symlink_to(folder / "id_rsa")

@@ -120,6 +120,7 @@ def test_encode_pushes_one_commit_with_everything(
         "README.md",
         "coin.json",
         "config.json",
+        "erasure.svg",
         "model.safetensors",
         "nda.png",
         "result.json",

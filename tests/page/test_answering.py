@@ -10,6 +10,7 @@ from builders import digits, make_world
 from coin_hf import CodedEnsemble, InputError, Recipe
 from coin_hf.page.answering import answer, class_names, erased, in_turn, refusal
 from coin_hf.page.examples import draw_examples
+from coin_hf.page.inputs import prepared
 from coin_hf.pipeline import encode
 
 
@@ -130,3 +131,22 @@ def test_no_examples_without_their_data(ensemble: CodedEnsemble, tmp_path: Path)
     found, note = draw_examples(without, tmp_path)
     assert found == []
     assert "there is no folder" in str(note)
+
+
+def test_only_what_was_uploaded_is_read(
+    ensemble: CodedEnsemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    (tmp_path / "uploads").mkdir()
+    image = digits(slice(300, 301))[0]["image"]
+    image.save(tmp_path / "uploads" / "a.png")
+    image.save(tmp_path / "outside.png")
+    (tmp_path / "uploads" / "link.png").symlink_to(tmp_path / "outside.png")
+    given = {"path": str(tmp_path / "uploads" / "a.png")}
+    assert torch.equal(prepared(ensemble, (given,)), ensemble.preprocess(image))
+    for path in ("outside.png", "uploads/../outside.png", "uploads/link.png", "uploads/no.png"):
+        with pytest.raises(InputError, match="the image is not there any more: upload it again"):
+            prepared(ensemble, ({"path": str(tmp_path / path)},))
+    for payload in ({"path": None}, {"url": "http://127.0.0.1/a.png"}, "a.png", 3):
+        with pytest.raises(InputError, match="upload it again"):
+            prepared(ensemble, (payload,))

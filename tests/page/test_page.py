@@ -40,8 +40,8 @@ def client(coded: Path, temporary: Path) -> Iterator[Client]:
         yield with_files
         with_files.close()
         assert server.stop() == 0
-        errors = [line for line in server.said if re.match(r"[\w.]*Error", line)]
-        assert all("InvalidPathError" in line for line in errors)  # Gradio notes an attack
+        errors = [line for line in server.said if re.match(r"[\w.]*(Error|Exception)", line)]
+        assert all("InvalidPathError" in line for line in errors), errors  # of the attack below
     assert not [p for p in temporary.iterdir() if p.name.startswith("coin-hf-page")]
 
 
@@ -136,6 +136,11 @@ def test_a_file_of_the_server_is_not_read(client: Client, coded: Path) -> None:
     _, events = get(f"{call}/{said['event_id']}")
     assert "event: error" in events
     assert "LABEL" not in events
+
+
+def test_an_expert_that_is_not_there(client: Client, digit: Path) -> None:
+    with pytest.raises(AppError, match="there is no such expert: they are named low, high"):
+        client.predict("nobody", [], handle_file(digit), api_name="/answer")
 
 
 def test_choosing_draws_the_erasure(client: Client) -> None:

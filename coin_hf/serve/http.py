@@ -21,8 +21,9 @@ from coin_hf.serve.events import How, Reply
 from coin_hf.serve.network import Late, Overloaded, Unanswered
 from coin_hf.serve.query import Decoded
 from coin_hf.serve.question import Question, TooLarge, from_base64, question
-from coin_hf.serve.service import Service, Target
+from coin_hf.serve.service import Service
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import Target
 
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""

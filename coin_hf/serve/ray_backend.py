@@ -26,8 +26,8 @@ from coin_hf.serve.local import LocalNetwork
 from coin_hf.serve.question import Question
 from coin_hf.serve.race import Kind
 from coin_hf.serve.ray_network import APP, deployment_name
-from coin_hf.serve.service import open_target
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import open_target
 
 REACH, GRACE = 5.0, 10.0
 """Seconds in which a cluster must answer, and in which Ray's processes may end by themselves."""

@@ -25,6 +25,7 @@ from coin_hf.serve.http import make_app
 from coin_hf.serve.local import LocalNetwork
 from coin_hf.serve.question import Question
 from coin_hf.serve.race import Kind
+from coin_hf.serve.ray_metrics import METRICS, Collected
 from coin_hf.serve.ray_network import APP, deployment_name
 from coin_hf.serve.settings import ServeSettings
 from coin_hf.serve.target import open_target
@@ -101,6 +102,7 @@ def build(args: Mapping[str, Any]) -> Application:
     block = settings.ray
     kinds: list[tuple[Kind, int]] = [("expert", i) for i in range(len(target.coin.experts))]
     kinds += [("coded", c) for c in range(target.num_coded)]
+    checked = {"health_check_period_s": block.health, "health_check_timeout_s": block.health}
     options: dict[str, Any] = {"num_cpus": block.cpus, "num_gpus": block.gpus}
     networks = [
         serve.deployment(
@@ -108,17 +110,22 @@ def build(args: Mapping[str, Any]) -> Application:
             ray_actor_options=options,
             autoscaling_config={"min_replicas": 1, "max_replicas": block.replicas},
             max_ongoing_requests=settings.limits.waiting,
-            health_check_period_s=block.health,
-            health_check_timeout_s=block.health,
+            **checked,
         )(Served).bind(repo, revision, kind, number, settings.batch.most)
         for kind, number in kinds
     ]
+    shared = []
+    if settings.routers > 1:
+        collecting = serve.deployment(name=METRICS, ray_actor_options={"num_cpus": 0}, **checked)
+        shared.append(collecting(Collected).bind())
     router = serve.deployment(
         name=ROUTER,
+        num_replicas=settings.routers,
         ray_actor_options={"num_cpus": block.cpus},
         max_ongoing_requests=settings.limits.waiting + 1,
+        **checked,
     )(serve.ingress(make_app(target, settings))(_Ingress))
-    return router.bind(*networks)
+    return router.bind(*networks, *shared)
 
 
 def config_text(repo: str, settings: ServeSettings, revision: str | None = None) -> str:

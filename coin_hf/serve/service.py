@@ -1,7 +1,10 @@
 """A router over a target's networks, with all that its answers need."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 import coin_hf
 from coin_hf.errors import InputError
@@ -9,7 +12,7 @@ from coin_hf.experts.text_preprocessing import TextPreprocessing
 from coin_hf.serve.decoder import Decoder
 from coin_hf.serve.local import LocalNetwork
 from coin_hf.serve.measured import measured_ndas
-from coin_hf.serve.metrics import Metrics
+from coin_hf.serve.metrics import Aggregator, Metrics, text_of
 from coin_hf.serve.network import Network
 from coin_hf.serve.remote import RemoteNetwork
 from coin_hf.serve.router import Router
@@ -18,6 +21,8 @@ from coin_hf.serve.target import Target, coded_names
 
 THREADS = 2
 """Threads that decode and preprocess inputs."""
+REPORTED = 1.0
+"""Seconds between a router's reports to what all routers share."""
 
 
 class Service:
@@ -41,6 +46,13 @@ class Service:
         decoder = Decoder.of(target.coin)
         self.router = Router(experts, coded, decoder, settings, self.metrics)
         self.ndas = measured_ndas(target.coin, target.result)
+        self.aggregator: Aggregator = Aggregator()
+        self._reporting: asyncio.Task[None] | None = None
+        if settings.backend == "ray" and settings.routers > 1:
+            from coin_hf.serve.ray_metrics import RayAggregator
+
+            self.aggregator = RayAggregator()
+            self._reporting = asyncio.ensure_future(self._report())
 
     def expert(self, name: str) -> int:
         """Return the index of an expert.
@@ -94,17 +106,29 @@ class Service:
             "coded_models": [network.name for network in self.router.state.coded],
         }
 
-    def measured(self) -> bytes:
-        """Return the metrics in Prometheus' text format."""
+    async def measured(self) -> bytes:
+        """Return the metrics in Prometheus' text format: of all routers, where they are shared."""
+        return text_of(await self.aggregator.exchange(self._families()))
+
+    def _families(self) -> list[Metric]:
+        """Return this router's metrics."""
         for name, breaker, deadline in zip(
             self.names, self.router.state.breakers, self.router.state.deadlines, strict=True
         ):
             self.metrics.breakers.labels(name).set(breaker.open)
             self.metrics.deadlines.labels(name).set(deadline.seconds)
-        return self.metrics.text()
+        return self.metrics.families()
+
+    async def _report(self) -> None:
+        """Keep what all routers share up to date, whichever of them is asked for it."""
+        while True:
+            await asyncio.sleep(REPORTED)
+            await self.aggregator.exchange(self._families())
 
     async def close(self) -> None:
         """Let what runs come to its end, and give everything back."""
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self.router.close()
         self.preparing.shutdown(wait=True)
 

@@ -15,6 +15,7 @@ from coin_hf.errors import InputError
 from coin_hf.hub.layout import CARD_FILE, COIN_FILE, PUSHED_FILES, RESULT_FILE
 from coin_hf.hub.sentences import patiently, sentences
 from coin_hf.reports.card import model_card
+from coin_hf.repository.endpoint import endpoint_files
 from coin_hf.repository.folder import as_json, read_records
 from coin_hf.repository.paths import bare
 
@@ -124,6 +125,7 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str = "Add coded model",
     token: str | None = None,
+    handler: bool = False,
 ) -> str:
     """Push a coded repository to the Hub, with its card rendered for that id.
 
@@ -135,6 +137,8 @@ def push_folder(
         create_pr: Open a pull request instead.
         commit_message: First line of the commit.
         token: Token with write access; by default the saved login.
+        handler: Also push the files by which Inference Endpoints serve one of its networks; those
+            that the folder holds are pushed anyway.
 
     Returns:
         Address of the commit, or of the pull request.
@@ -151,6 +155,7 @@ def push_folder(
     contents[RESULT_FILE] = as_json(result).encode()
     card = model_card(result, repo_id)
     contents[CARD_FILE] = str(card).encode()
+    contents |= endpoint_files(coin) if handler else {}
     return commit_files(
         repo_id,
         contents,

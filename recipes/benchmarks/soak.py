@@ -11,7 +11,6 @@ grows, not how fast anything is.
 
 import argparse
 import asyncio
-import io
 import json
 import statistics
 from collections import Counter
@@ -19,17 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from bench.machine import describe, sentence
-from bench.served import Served, ray_options, serving, wait_for
+from bench.served import Served, demo_images, ray_options, serving, wait_for
 from bench.tables import put
 
 from coin_hf.repository.atomic import write_whole
 from coin_hf.serve.load import Report, put_load
 
 HERE = Path(__file__).parent
-IMAGES = 32
-"""Images that are sent by turns."""
 WARM = 40
 """Requests before the load, by which the deadlines are learnt."""
 
@@ -141,8 +137,7 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="only render the result again")
     given = parser.parse_args()
     if not given.render:
-        file = given.images or given.target.parent / "digits" / "test-00000-of-00001.parquet"
-        bodies = images(file)
+        bodies = demo_images(given.images, given.target)
         with serving(given.target, ray_options(routers=given.routers)) as server:
             networks = sorted(n for n in server.parts() if n.startswith(("expert-", "coded-")))
             result = asyncio.run(soak(server, bodies, networks, given))
@@ -155,17 +150,6 @@ def main() -> None:
     counts = {result[key] for key in ("sent", "requests_counted", "responses_counted")}
     if result["failed"] or len(counts) > 1:
         raise SystemExit("requests failed, or are not counted")
-
-
-def images(file: Path) -> list[bytes]:
-    """Read images of a parquet file as PNG files."""
-    rows = datasets.load_dataset("parquet", data_files=str(file), split=f"train[:{IMAGES}]")
-    found = []
-    for row in rows:
-        stream = io.BytesIO()
-        row["image"].save(stream, "PNG")
-        found.append(stream.getvalue())
-    return found
 
 
 if __name__ == "__main__":

@@ -33,26 +33,18 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "all-down-4": {"queries": "all", "experts": 4, "down": 1, "loads": [0.3]},
     "all-down-8": {"queries": "all", "experts": 8, "down": 1, "loads": [0.3]},
     "all-down-8-2": {"queries": "all", "experts": 8, "coded": 2, "down": 1, "loads": [0.3]},
-    "all-stragglers-2": {"queries": "all", "stragglers": {}, "loads": [0.2]},
-    "all-stragglers-8": {"queries": "all", "experts": 8, "stragglers": {}, "loads": [0.2]},
-    "all-stragglers-8-2": {
-        "queries": "all",
-        "experts": 8,
-        "coded": 2,
-        "stragglers": {},
-        "loads": [0.2],
-    },
-    "all-stragglers-8-3": {
-        "queries": "all",
-        "experts": 8,
-        "coded": 3,
-        "stragglers": {},
-        "loads": [0.2],
-    },
     "one-stragglers": {"stragglers": {}, "loads": [0.2, 0.4, 0.6]},
     "one-down": {"down": 1, "loads": [0.2, 0.4, 0.6]},
     "one-plain-4": {"experts": 4, "loads": [0.3, 0.8]},
 }
+STRAGGLERS = ((2, 1), (8, 1), (8, 2), (8, 3))
+"""N and M of the scenarios in which every query goes to all, and single requests straggle."""
+for n, m in STRAGGLERS:
+    for suffix, stops in (("", True), ("-on", False)):
+        SCENARIOS[f"all-stragglers-{n}-{m}{suffix}"] = {
+            "queries": "all", "experts": n, "coded": m, "stragglers": {}, "stops": stops,
+            "loads": [0.2],
+        }  # fmt: skip
 FIGURE = "one-stragglers"
 BOUND = "all-down-bound"
 LOAD, SPREAD = 0.3, 0.33
@@ -127,7 +119,7 @@ def render(results: dict[str, Any], page: Path) -> None:
     parts = {
         name: table(outcomes_of(results[name]), "markdown")
         for name in SCENARIOS
-        if "stragglers-" not in name
+        if not name.startswith("all-stragglers")
     }
     parts[BOUND] = bound_table(results)
     parts["all-stragglers"] = straggler_table(results)
@@ -164,20 +156,21 @@ def bound_table(results: dict[str, Any]) -> str:
 def straggler_table(results: dict[str, Any]) -> str:
     """Render the tails of queries to all experts with stragglers, by N and M."""
     rows = []
-    for name in (name for name in SCENARIOS if name.startswith("all-stragglers")):
-        scenario = Scenario.model_validate(SCENARIOS[name])
-        n, m = scenario.experts, scenario.coded
-        assert scenario.stragglers is not None  # as its name says
-        more = float(binom.sf(m, n + m, scenario.stragglers.share))
-        by = {each.layout: each for each in outcomes_of(results[name])}
-        for layout in ("uncoded", "coded", "replicas") if m == 1 else ("coded",):
-            one = by[layout]
-            shares = [f"{100 * more:.1f}"] if layout == "coded" else ["-"]
-            cells = [number(value, none="-") for value in (one.p50, one.p95, one.p99)]
-            rows.append([str(n), layout, str(m) if shares != ["-"] else "-", str(one.machines),
-                         *shares, *cells, f"{one.work / n:.2f}"])  # fmt: skip
-    head = ["N", "layout", "M", "machines", "more than M straggle %", "p50", "p95", "p99",
-            "work / N"]  # fmt: skip
+    for n, m in STRAGGLERS:
+        name = f"all-stragglers-{n}-{m}"
+        stragglers = Scenario.model_validate(SCENARIOS[name]).stragglers
+        assert stragglers is not None  # as its name says
+        more = float(binom.sf(m, n + m, stragglers.share))
+        by, on = ({o.layout: o for o in outcomes_of(results[k])} for k in (name, f"{name}-on"))
+        for layout in ("uncoded", "replicas", "coded") if m == 1 else ("coded",):
+            one, coded = by[layout], layout == "coded"
+            rows.append([
+                str(n), layout, str(one.machines), f"{100 * more:.1f}" if coded else "-",
+                *(number(value, none="-") for value in (one.p50, one.p95, one.p99)),
+                f"{one.work / n:.2f}", number(on[layout].p99), f"{on[layout].work / n:.2f}",
+            ])  # fmt: skip
+    head = ["N", "layout", "machines", "more than M straggle %", "p50", "p95", "p99", "work / N",
+            "p99, running on", "work / N, running on"]  # fmt: skip
     return aligned(head, rows, "markdown", text=2)
 
 

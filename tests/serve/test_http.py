@@ -260,6 +260,30 @@ def test_a_network_is_killed_under_load(coded: Path, tmp_path: Path) -> None:
     assert {each["answer"] for each in late if each["expert"] == "low"} == {"direct"}
 
 
+def test_a_network_straggles_under_load(coded: Path, tmp_path: Path) -> None:
+    folders = {"low": coded.parent / "low", "high": coded.parent / "high", "coded": coded}
+    file = tmp_path / "digit.png"
+    file.write_bytes(IMAGES[0])
+    with plain_servers(folders) as servers:
+        urls = [f"urls.{name}={each.url}" for name, each in servers.items()]
+        options = [part for said in (*urls, "hedge.tokens=0") for part in ("-o", said)]
+        victim = servers["high"].process.pid
+        with serving(str(coded), "--backend", "remote", *options) as running:
+            ask(f"{running.url}/models/low", text(IMAGES[0]))
+            ran = load(running.url, "--rate", "10", "--requests", "60", "--file", str(file),
+                       "--straggle", str(victim), "--pause", "0.6", "--expert", "high",
+                       "--seed", "3", "--json")  # fmt: skip
+            assert ran.returncode == 0, ran.stderr
+            asked = json.loads(ran.stdout)
+            assert [each["status"] for each in asked] == [200] * 60
+            assert max(each["seconds"] for each in asked) > 0.5
+            state = Path(f"/proc/{victim}/stat").read_text().rpartition(")")[2].split()[0]
+            assert state != "T"  # it goes on
+            ran = load(running.url, "--file", str(file), "--straggle", "999999999")
+    assert ran.returncode == 2
+    assert "process 999999999 cannot be stopped" in ran.stderr
+
+
 def test_networks_behind_other_servers(coded: Path) -> None:
     folders = {"low": coded.parent / "low", "high": coded.parent / "high", "coded": coded}
     with plain_servers(folders) as servers:

@@ -1,5 +1,6 @@
 """A `coin-hf serve` in a process of its own: what it started, what it tells, and its end."""
 
+import io
 import os
 import re
 import socket
@@ -12,11 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import psutil
 
 STARTED = re.compile(r"serving on (http://\S+?):? ")
 PART = re.compile(r"ServeReplica:coin-hf:([\w-]+)|(ServeController|ProxyActor)")
 """How Ray names the processes of a replica, of its controller and of its proxy."""
+IMAGES = 32
+"""Images that are sent by turns."""
 COUNTED = re.compile(r"^(coin_\w+_total)\{.*\} (\S+)$", re.MULTILINE)
 
 
@@ -126,3 +130,22 @@ def wait_for(server: Served, part: str, old: int, seconds: float = 120.0) -> flo
             return time.monotonic() - began
         time.sleep(0.2)
     raise TimeoutError(f"no process has taken the place of {part} in {seconds:g} s")
+
+
+def demo_images(file: Path | None, target: Path) -> list[bytes]:
+    """Read images to send by turns, as PNG files.
+
+    Args:
+        file: A parquet file with a column `image`; by default that of the demo beside the target.
+        target: Folder of the coded repository.
+
+    Returns:
+        The first ones.
+    """
+    path = file or target.parent / "digits" / "test-00000-of-00001.parquet"
+    found = []
+    for row in datasets.load_dataset("parquet", data_files=str(path), split=f"train[:{IMAGES}]"):
+        stream = io.BytesIO()
+        row["image"].save(stream, "PNG")
+        found.append(stream.getvalue())
+    return found

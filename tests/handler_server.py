@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ def serve(folder: str) -> None:
     handler = load(folder)
 
     async def answer(request: Request) -> JSONResponse:
+        token = os.environ.get("ENDPOINT_TOKEN")
+        if token and request.headers.get("authorization") != f"Bearer {token}":
+            return JSONResponse({"error": "unauthorized"}, status_code=401)
         if request.headers.get("content-type", "").startswith("image/"):
             data = {"inputs": open_image(io.BytesIO(await request.body())).convert("RGB")}
         else:

@@ -17,7 +17,7 @@ from coin_hf.serve.network import Network
 from coin_hf.serve.remote import RemoteNetwork
 from coin_hf.serve.router import Router
 from coin_hf.serve.settings import ServeSettings
-from coin_hf.serve.target import Target, coded_names
+from coin_hf.serve.target import Target, coded_names, token_of
 
 THREADS = 2
 """Threads that decode and preprocess inputs."""
@@ -150,13 +150,16 @@ def networks(target: Target, settings: ServeSettings) -> tuple[list[Network], li
     coded = coded_names(target)
     if settings.backend == "remote":
         urls = dict(settings.urls or {})
-        seconds = settings.limits.seconds
+        seconds, token = settings.limits.seconds, token_of(settings)
         return (
             [
-                RemoteNetwork(name, urls[name], labels, target.task, seconds)
+                RemoteNetwork(name, urls[name], labels, target.task, seconds, token)
                 for name, labels in zip(names, target.labels, strict=True)
             ],
-            [RemoteNetwork(name, urls[name], target.rows, target.task, seconds) for name in coded],
+            [
+                RemoteNetwork(name, urls[name], target.rows, target.task, seconds, token)
+                for name in coded
+            ],
         )
     if settings.backend == "ray":
         from coin_hf.serve.ray_network import RayNetwork

@@ -97,6 +97,9 @@ class ServeSettings(Block):
     """Device of the networks (`local`; `ray` gives each replica what it reserves)."""
     urls: dict[str, str] | None = None
     """For `remote`: each expert's address by name, and each coded model's as `coded`, `coded-1`."""
+    token_variable: str | None = None
+    """For `remote`: the environment variable that holds the bearer token which is sent to `urls`,
+    such as HF_TOKEN; by default none is sent."""
     routers: Count = 1
     """How many routers share the networks: `ray` starts as many; for `remote`, the number of
     `coin-hf serve` with these `urls`. Each sees its own requests alone, and infers the rest."""
@@ -131,6 +134,8 @@ class ServeSettings(Block):
             )
         if self.backend == "ray" and self.port == 0:
             raise ValueError("`port` 0, a free one, is not for the backend `ray`: give a number")
+        if self.backend != "remote" and self.token_variable is not None:
+            raise ValueError("`token_variable` is for the backend `remote` alone")
         if (self.backend == "remote") != (self.urls is not None):
             raise ValueError(
                 "`urls` says where the networks answer, for the backend `remote` alone"

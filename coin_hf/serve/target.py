@@ -1,5 +1,6 @@
 """What is served: a coded repository, as far as its backend needs it in this process."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,7 @@ def check_places(target: Target, settings: ServeSettings) -> None:
         settings: Its backend and addresses.
 
     Raises:
-        InputError: If a network has no address, or an address no network.
+        InputError: If a network has no address, or an address no network, or the token is missing.
     """
     for labels in (*target.labels, target.rows):
         if settings.backend == "remote" and len(set(labels)) < len(labels):
@@ -120,12 +121,35 @@ def check_places(target: Target, settings: ServeSettings) -> None:
                 "two classes have one name, so that another server's answer cannot be read: tell "
                 "them apart by `labels` in the recipe, or serve with the backend local"
             )
+    token_of(settings)
     urls = settings.urls or {}
     names = [*(expert.name for expert in target.coin.experts), *coded_names(target)]
     if settings.backend == "remote" and urls.keys() != set(names):
         raise InputError(
             f"`urls` must say where {', '.join(names)} answer, it names {', '.join(urls) or 'none'}"
         )
+
+
+def token_of(settings: ServeSettings) -> str | None:
+    """Return the bearer token for other servers.
+
+    Args:
+        settings: They name the environment variable that holds it.
+
+    Returns:
+        The token; None if none is named.
+
+    Raises:
+        InputError: If the variable is not set.
+    """
+    name = settings.token_variable
+    if name is None:
+        return None
+    if not (token := os.environ.get(name)):
+        raise InputError(
+            f"the environment variable {name}, which `token_variable` names, is not set"
+        )
+    return token
 
 
 def coded_names(target: Target) -> list[str]:

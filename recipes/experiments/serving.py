@@ -34,6 +34,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "all-down-8": {"queries": "all", "experts": 8, "down": 1, "loads": [0.3]},
     "all-down-8-2": {"queries": "all", "experts": 8, "coded": 2, "down": 1, "loads": [0.3]},
     "one-stragglers": {"stragglers": {}, "loads": [0.2, 0.4, 0.6]},
+    "one-stragglers-8": {"experts": 8, "stragglers": {}, "loads": [0.2]},
     "one-down": {"down": 1, "loads": [0.2, 0.4, 0.6]},
     "one-plain-4": {"experts": 4, "loads": [0.3, 0.8]},
 }
@@ -45,6 +46,7 @@ for n, m in STRAGGLERS:
             "queries": "all", "experts": n, "coded": m, "stragglers": {}, "stops": stops,
             "loads": [0.2],
         }  # fmt: skip
+SCENARIOS["all-stragglers-8-1-down"] = {**SCENARIOS["all-stragglers-8-1"], "down": 1}
 FIGURE = "one-stragglers"
 BOUND = "all-down-bound"
 LOAD, SPREAD = 0.3, 0.33
@@ -169,6 +171,14 @@ def straggler_table(results: dict[str, Any]) -> str:
                 *(number(value, none="-") for value in (one.p50, one.p95, one.p99)),
                 f"{one.work / n:.2f}", number(on[layout].p99), f"{on[layout].work / n:.2f}",
             ])  # fmt: skip
+    down = {each.layout: each for each in outcomes_of(results["all-stragglers-8-1-down"])}
+    for layout in ("replicas", "coded"):
+        one = down[layout]
+        cells = [number(value, none="-") for value in (one.p50, one.p95, one.p99)]
+        rows.append([
+            "8", f"{layout}, one down", str(one.machines), "-", *cells, f"{one.work / 8:.2f}",
+            "-", "-",
+        ])  # fmt: skip
     head = ["N", "layout", "machines", "more than M straggle %", "p50", "p95", "p99", "work / N",
             "p99, running on", "work / N, running on"]  # fmt: skip
     return aligned(head, rows, "markdown", text=2)

@@ -149,11 +149,18 @@ def test_endpoints_are_decoded_from(coded: Path) -> None:
     x = [ensemble.preprocess(row["image"])[None] for row in digits(slice(0, 3))]
     names = ("low", "high", "coded")
     with ExitStack() as stack:
-        servers = {name: Server([str(SERVER), str(coded)], COIN_NETWORK=name) for name in names}
+        servers = {
+            name: Server([str(SERVER), str(coded)], COIN_NETWORK=name, ENDPOINT_TOKEN="hf_secret")
+            for name in names
+        }
         for server in servers.values():
             stack.callback(server.stop)
         places = [part for name in names for part in ("-o", f"urls.{name}={servers[name].url}")]
-        running = stack.enter_context(serving(str(coded), "--backend", "remote", *places))
+        options = [str(coded), "--backend", "remote", *places]
+        open_one = stack.enter_context(serving(*options))
+        assert ask(f"{open_one.url}/models/high", SAID[0])[0] == 503  # the endpoints are protected
+        options += ["-o", "token_variable=SECRET"]
+        running = stack.enter_context(serving(*options, SECRET="hf_secret"))
         url, raw = f"{running.url}/models/high", {"function_to_apply": "none"}
         labels = [f"LABEL_{k}" for k in range(10)]
         for k, said in enumerate(SAID):

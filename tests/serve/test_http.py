@@ -419,6 +419,9 @@ def test_settings_are_checked(coded: Path) -> None:
     )
     assert "no device 'mars'" in said("-o", "device=mars")
     assert "above deadline.most" in said("-o", "deadline.least=5")
+    assert "DARK, which `token_variable` names, is not set" in said(
+        "--backend", "remote", "-o", "urls.low=http://127.0.0.1:1", "-o", "token_variable=DARK"
+    )
     assert "alone (30 s) must be below limits.seconds (30 s)" in said("-o", "alone=30")
     ran = subprocess.run(
         [sys.executable, "-m", "coin_hf", "serve", str(coded), "--dry-run"],

@@ -157,28 +157,27 @@ def bound_table(results: dict[str, Any]) -> str:
 
 def straggler_table(results: dict[str, Any]) -> str:
     """Render the tails of queries to all experts with stragglers, by N and M."""
+
+    def cells(n: int, layout: str, one: Outcome, more: str, on: Outcome | None) -> list[str]:
+        tail = [number(value, none="-") for value in (one.p50, one.p95, one.p99)]
+        after = ["-", "-"] if on is None else [number(on.p99), f"{on.work / n:.2f}"]
+        return [str(n), layout, str(one.machines), more, *tail, f"{one.work / n:.2f}", *after]
+
     rows = []
     for n, m in STRAGGLERS:
         name = f"all-stragglers-{n}-{m}"
         stragglers = Scenario.model_validate(SCENARIOS[name]).stragglers
         assert stragglers is not None  # as its name says
-        more = float(binom.sf(m, n + m, stragglers.share))
-        by, on = ({o.layout: o for o in outcomes_of(results[k])} for k in (name, f"{name}-on"))
-        for layout in ("uncoded", "replicas", "coded") if m == 1 else ("coded",):
-            one, coded = by[layout], layout == "coded"
-            rows.append([
-                str(n), layout, str(one.machines), f"{100 * more:.1f}" if coded else "-",
-                *(number(value, none="-") for value in (one.p50, one.p95, one.p99)),
-                f"{one.work / n:.2f}", number(on[layout].p99), f"{on[layout].work / n:.2f}",
-            ])  # fmt: skip
-    down = {each.layout: each for each in outcomes_of(results["all-stragglers-8-1-down"])}
-    for layout in ("replicas", "coded"):
-        one = down[layout]
-        cells = [number(value, none="-") for value in (one.p50, one.p95, one.p99)]
-        rows.append([
-            "8", f"{layout}, one down", str(one.machines), "-", *cells, f"{one.work / 8:.2f}",
-            "-", "-",
-        ])  # fmt: skip
+        more = f"{100 * binom.sf(m, n + m, stragglers.share):.1f}"
+        running_on = outcomes_of(results[f"{name}-on"])
+        for one, on in zip(outcomes_of(results[name]), running_on, strict=True):
+            if one.layout == "coded":
+                rows.append(cells(n, f"coded, M = {m}", one, more, on))
+            elif m == 1:
+                rows.append(cells(n, one.layout, one, "-", on))
+    for one in outcomes_of(results["all-stragglers-8-1-down"]):
+        if one.layout != "uncoded":
+            rows.append(cells(8, f"{one.layout}, one down", one, "-", None))
     head = ["N", "layout", "machines", "more than M straggle %", "p50", "p95", "p99", "work / N",
             "p99, running on", "work / N, running on"]  # fmt: skip
     return aligned(head, rows, "markdown", text=2)

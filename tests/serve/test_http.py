@@ -296,13 +296,13 @@ def test_networks_behind_other_servers(coded: Path) -> None:
                 answer = ask(url, text(image), **raw)[1]
                 torch.testing.assert_close(logits(answer), direct[k], rtol=0, atol=1e-5)
                 answer = ask(url, text(image), decoded="only", **raw)[1]
-                torch.testing.assert_close(logits(answer), decoded[k], rtol=0, atol=1e-4)
+                torch.testing.assert_close(logits(answer), decoded[k], rtol=0, atol=1e-5)
             servers["high"].process.kill()
             for k, image in enumerate(IMAGES):
                 status, answer, headers = ask(url, text(image), **raw)
                 assert (status, headers["x-coin-answer"]) == (200, "decoded")
                 assert headers["x-coin-used"] == "low, coded"
-                torch.testing.assert_close(logits(answer), decoded[k], rtol=0, atol=1e-4)
+                torch.testing.assert_close(logits(answer), decoded[k], rtol=0, atol=1e-5)
             status, answer, _ = ask(url, text(IMAGES[0]), decoded="refuse")
             assert status == 503
             assert "a decoded answer is refused" in answer["error"]
@@ -340,7 +340,7 @@ def test_the_coded_model_answers_alone_where_it_is_allowed(coded: Path, tmp_path
             assert headers["x-coin-missing"] == "low, high"
             assert headers["x-coin-nda"] == f"{nda:.2f}"
             assert all(each["decoded"] is True and each["alone"] is True for each in answer)
-            torch.testing.assert_close(logits(answer), own[0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(logits(answer), own[0], rtol=0, atol=1e-5)
             status, answer, headers = ask(url, text(IMAGES[1]), decoded="only", **raw)
             assert (status, headers["x-coin-answer"]) == (200, "alone")
             status, answer, _ = ask(url, text(IMAGES[1]), decoded="refuse")
@@ -349,7 +349,7 @@ def test_the_coded_model_answers_alone_where_it_is_allowed(coded: Path, tmp_path
             status, answer, headers = ask(f"{running.url}/ensemble", text(IMAGES[2]), **raw)
             assert (status, headers["x-coin-answer"]) == (200, "alone")
             assert all(each["decoded"] is True and each["alone"] is True for each in answer)
-            torch.testing.assert_close(logits(answer[0]["answer"]), own[2], rtol=0, atol=1e-4)
+            torch.testing.assert_close(logits(answer[0]["answer"]), own[2], rtol=0, atol=1e-5)
             assert get(f"{running.url}/ready")[0] == 200
             counted = 'coin_requests_total{answer="alone",expert="high"} 3.0'
             assert counted in get(f"{running.url}/metrics")[1].splitlines()

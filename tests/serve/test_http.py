@@ -266,12 +266,16 @@ def test_a_network_straggles_under_load(coded: Path, tmp_path: Path) -> None:
     file.write_bytes(IMAGES[0])
     with plain_servers(folders) as servers:
         urls = [f"urls.{name}={each.url}" for name, each in servers.items()]
-        options = [part for said in (*urls, "hedge.tokens=0") for part in ("-o", said)]
+        options = [
+            part
+            for said in (*urls, "hedge.tokens=0", "breaker.misses=1000")
+            for part in ("-o", said)
+        ]
         victim = servers["high"].process.pid
         with serving(str(coded), "--backend", "remote", *options) as running:
             ask(f"{running.url}/models/low", text(IMAGES[0]))
             ran = load(running.url, "--rate", "10", "--requests", "60", "--file", str(file),
-                       "--straggle", str(victim), "--pause", "0.6", "--expert", "high",
+                       "--straggle", str(victim), "--pause", "1", "--expert", "high",
                        "--seed", "3", "--json")  # fmt: skip
             assert ran.returncode == 0, ran.stderr
             asked = json.loads(ran.stdout)

@@ -111,7 +111,7 @@ def text(result: dict[str, Any]) -> str:
     routers = f"{result['routers']} routers, " if result["routers"] > 1 else ""
     grown = ", ".join(f"{part} {early:.0f} to {late:.0f}" for part, early, late in sizes)
     return (
-        f"{result['seconds'] / 60:g} minutes at {result['rate']:g} requests a second "
+        f"{result['seconds'] / 60:g} minutes at a rate of {result['rate']:g} a second "
         f"({sentence(result['machine'])}), {routers}{len(kills)} kills of a network's process, "
         f"which Ray replaced after {min(back):.1f} to {max(back):.1f} s: {result['sent']} requests "
         f"sent, **{failed} failed**, {decoded} answered by decoding. `/metrics` count "

@@ -21,7 +21,7 @@ from huggingface_hub import snapshot_download
 from PIL import Image, ImageOps
 from torch import nn
 
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "model*.safetensors", "adapter_model.safetensors", "*.txt", "*.model"]
 """What a network and its preprocessing or tokenizer consist of."""
 LONGEST = 100_000
 """Largest `model_max_length` that is one: tokenizers without a limit declare 10^30."""
@@ -166,7 +166,9 @@ def _image_network(folder: Path, base: Path | None, count: int) -> tuple[nn.Modu
 
     model = _transformers(AutoModelForImageClassification, folder, base, count)
     own = base is None or (folder / "preprocessor_config.json").is_file()
-    processor: Any = AutoImageProcessor.from_pretrained(folder if own else base)
+    processor: Any = AutoImageProcessor.from_pretrained(
+        folder if own else base, trust_remote_code=False
+    )
     channels = int(getattr(model.config, "num_channels", 3))
 
     def inputs(image: Image.Image) -> torch.Tensor:
@@ -182,7 +184,7 @@ def _text_network(folder: Path, base: Path | None, count: int) -> tuple[nn.Modul
 
     model = _transformers(AutoModelForSequenceClassification, folder, base, count)
     own = base is None or (folder / "tokenizer_config.json").is_file()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder if own else base, trust_remote_code=False)
     limits = [tokenizer.model_max_length, _positions(model)]
     longest = min(int(n) for n in limits if n is not None and 0 < n <= LONGEST)
     return model, lambda text: dict(
@@ -193,11 +195,15 @@ def _text_network(folder: Path, base: Path | None, count: int) -> tuple[nn.Modul
 def _transformers(auto: Any, folder: Path, base: Path | None, count: int) -> Any:
     """Load a network of transformers, or an adapter merged into its base."""
     if base is None:
-        return auto.from_pretrained(folder, use_safetensors=True)
+        return auto.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
     from peft import PeftModel
 
     model = auto.from_pretrained(
-        base, use_safetensors=True, num_labels=count, ignore_mismatched_sizes=True
+        base,
+        use_safetensors=True,
+        trust_remote_code=False,
+        num_labels=count,
+        ignore_mismatched_sizes=True,
     )
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 

@@ -80,8 +80,8 @@ class _Counted:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        place = "/" + str(scope.get("path", "")).split("/")[1] if scope["type"] == "http" else ""
-        if place not in QUERIES:
+        place = "/" + str(scope.get("path", "")).strip("/").partition("/")[0]
+        if scope["type"] != "http" or place not in QUERIES:
             return await self._app(scope, receive, send)
 
         async def counting(message: Message) -> None:

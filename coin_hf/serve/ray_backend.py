@@ -102,7 +102,6 @@ def build(args: Mapping[str, Any]) -> Application:
     block = settings.ray
     kinds: list[tuple[Kind, int]] = [("expert", i) for i in range(len(target.coin.experts))]
     kinds += [("coded", c) for c in range(target.num_coded)]
-    checked = {"health_check_period_s": block.health, "health_check_timeout_s": block.health}
     options: dict[str, Any] = {"num_cpus": block.cpus, "num_gpus": block.gpus}
     networks = [
         serve.deployment(
@@ -110,20 +109,20 @@ def build(args: Mapping[str, Any]) -> Application:
             ray_actor_options=options,
             autoscaling_config={"min_replicas": 1, "max_replicas": block.replicas},
             max_ongoing_requests=settings.limits.waiting,
-            **checked,
+            health_check_period_s=block.health,
+            health_check_timeout_s=block.health,
         )(Served).bind(repo, revision, kind, number, settings.batch.most)
         for kind, number in kinds
     ]
     shared = []
     if settings.routers > 1:
-        collecting = serve.deployment(name=METRICS, ray_actor_options={"num_cpus": 0}, **checked)
+        collecting = serve.deployment(name=METRICS, ray_actor_options={"num_cpus": 0})
         shared.append(collecting(Collected).bind())
     router = serve.deployment(
         name=ROUTER,
         num_replicas=settings.routers,
         ray_actor_options={"num_cpus": block.cpus},
         max_ongoing_requests=settings.limits.waiting + 1,
-        **checked,
     )(serve.ingress(make_app(target, settings))(_Ingress))
     return router.bind(*networks, *shared)
 

@@ -336,7 +336,9 @@ class CodedEnsemble:
         unsaved = self.coin.fisher.model_copy(update={"save": False})
         return self.coin.model_copy(update={"fisher": unsaved})
 
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, overwrite: bool = False, handler: bool = False
+    ) -> None:
         """Write the coded repository: weights, `coin.json`, `result.json`, card and figure.
 
         The folder is written completely or not at all. Local experts and datasets are recorded
@@ -345,11 +347,16 @@ class CodedEnsemble:
         Args:
             folder: Output folder; must be empty or not exist.
             overwrite: Replace an existing coded repository.
+            handler: Also write `handler.py` and `requirements.txt`, by which Inference Endpoints
+                serve one of its networks each, without coin-hf.
 
         Raises:
             InputError: If the folder is in use, or the disk is full.
         """
-        write_repository(Path(folder), self._write, self._record, self.result, overwrite=overwrite)
+        write_repository(
+            Path(folder), self._write, self._record, self.result,
+            overwrite=overwrite, handler=handler,
+        )  # fmt: skip
 
     def push_to_hub(
         self,
@@ -360,6 +367,7 @@ class CodedEnsemble:
         create_pr: bool = False,
         commit_message: str = "Add coded model",
         token: str | None = None,
+        handler: bool = False,
     ) -> str:
         """Push the coded repository to the Hub, creating the Hub repository if needed.
 
@@ -370,6 +378,7 @@ class CodedEnsemble:
             create_pr: Open a pull request instead.
             commit_message: First line of the commit.
             token: Token with write access; by default the saved login.
+            handler: Also push `handler.py` and `requirements.txt`, as `save_pretrained` does.
 
         Returns:
             Address of the commit or pull request.
@@ -388,6 +397,7 @@ class CodedEnsemble:
                 create_pr=create_pr,
                 commit_message=commit_message,
                 token=token,
+                handler=handler,
             )
 
     @classmethod

@@ -27,6 +27,7 @@ def serve(folder: str, task: str) -> None:
     app = Starlette(routes=[Route("/", answer, methods=["POST"])])
     config = uvicorn.Config(app, port=0, log_level="warning")
     listening = config.bind_socket()
+    listening.listen()  # before its address is told
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     print(f"serving on {address}: {folder}", file=sys.stderr, flush=True)
     uvicorn.Server(config).run(sockets=[listening])

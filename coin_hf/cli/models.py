@@ -146,6 +146,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
     message: Annotated[str, typer.Option(help="Commit message.")] = "Add coded model",
+    handler: Annotated[
+        bool, typer.Option("--handler", help="Add handler.py, for Inference Endpoints.")
+    ] = False,
 ) -> None:
     """Push a coded model's folder to the Hub, with its card rendered for that repository."""
     from coin_hf.repository.folder import read_records
@@ -159,6 +162,7 @@ def push(
         revision=revision,
         create_pr=create_pr,
         commit_message=message,
+        handler=handler,
     )
     print(url)
 

@@ -87,6 +87,13 @@ def load(
     kill: Annotated[
         int | None, typer.Option(metavar="PID", help="End this process halfway, by SIGKILL.")
     ] = None,
+    straggle: Annotated[
+        list[int],
+        typer.Option(metavar="PID", help="Stop this process now and then, for 5 % of the time."),
+    ] = [],  # noqa: B006
+    pause: Annotated[
+        float, typer.Option(min=0.01, max=60.0, help="Seconds that such a stop lasts.")
+    ] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the times.")] = 0,
     figure: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the latencies to a PNG or SVG file.")
@@ -120,6 +127,8 @@ def load(
             experts=expert,
             seed=seed,
             kill=kill,
+            straggle=straggle,
+            pause=pause,
         )
     )
     if figure is not None:

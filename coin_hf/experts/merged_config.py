@@ -136,6 +136,23 @@ def names_in(config: Mapping[str, Any], library: str, num_classes: int) -> Names
     return None if generic else names
 
 
+def classes_in(config: Mapping[str, Any], library: str) -> tuple[int, Names | None]:
+    """Read the number of classes and their names from a coded model's config.json.
+
+    Args:
+        config: Its content, not in timm's older, flat form.
+        library: `timm` or `transformers`.
+
+    Returns:
+        K, and K names or None.
+    """
+    if library == "timm":
+        count = int(config["num_classes"])
+    else:  # transformers writes two classes without names as none
+        count = len(config.get("id2label") or (0, 1))
+    return count, names_in(config, library, count)
+
+
 def _timm_names(labels: Any, num_classes: int) -> Names | None:
     """Read timm's `label_names`: a list of K names, or a mapping from class numbers to names."""
     if not labels:

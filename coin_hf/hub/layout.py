@@ -6,6 +6,7 @@ coded-1/     coded-2/ ...          the others, each a repository in that format
 fisher/<expert>.safetensors        the experts' Fishers, if the recipe saves them
 coin.json    result.json           what decoding needs; all measurements
 README.md    nda.png  erasure.svg  the card, its figure, and the drawing of an erasure
+handler.py   requirements.txt      on request: how Inference Endpoints serve one of the networks
 """
 
 COIN_FILE, RESULT_FILE, CARD_FILE = "coin.json", "result.json", "README.md"
@@ -13,6 +14,8 @@ FIGURE = "nda.png"
 """The figure's file name in a coded repository."""
 DRAWING = "erasure.svg"
 """The file name of the drawing of an erasure in a coded repository."""
+HANDLER, REQUIREMENTS = "handler.py", "requirements.txt"
+"""The files that Inference Endpoints read beside a network's; coin-hf never runs what they hold."""
 FISHERS = "fisher"
 """The folder of the experts' Fishers in a coded repository."""
 
@@ -50,6 +53,8 @@ PUSHED_FILES = [
     CARD_FILE,
     FIGURE,
     DRAWING,
+    HANDLER,
+    REQUIREMENTS,
 ]
 """What a push publishes of a coded repository's folder: what coin-hf writes, and nothing else."""
 

@@ -282,6 +282,8 @@ class HubBlock(Block):
     """Open a pull request instead of committing."""
     commit_message: str = "Add coded model"
     """First line of the commit message."""
+    handler: bool = False
+    """Also push `handler.py`, by which Inference Endpoints serve one of its networks each."""
 
 
 def set_aside(share: float, count: int) -> int:

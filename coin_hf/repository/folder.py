@@ -20,6 +20,7 @@ from coin_hf.reports.drawn_result import result_drawing
 from coin_hf.reports.figures import figure
 from coin_hf.reports.result import Result
 from coin_hf.repository.atomic import check_name, finish, whole_files, whole_folder
+from coin_hf.repository.endpoint import endpoint_files
 from coin_hf.repository.locks import only_writer
 from coin_hf.repository.paths import absolute_in, inside, relative_to
 
@@ -66,6 +67,7 @@ def write_repository(
     result: ResultRecord,
     *,
     overwrite: bool,
+    handler: bool = False,
 ) -> None:
     """Write a coded repository, completely or not at all.
 
@@ -75,6 +77,7 @@ def write_repository(
         coin: The content of `coin.json`, paths absolute.
         result: The content of `result.json`, paths absolute.
         overwrite: Replace an existing coded repository.
+        handler: Also write the files by which Inference Endpoints serve one of its networks.
 
     Raises:
         InputError: If the folder is in use or cannot be written.
@@ -94,6 +97,8 @@ def write_repository(
             (draft / DRAWING).write_text(result_drawing(result), encoding="utf-8")
             card = model_card(result, f"your-name/{folder.name}")
             (draft / CARD_FILE).write_text(str(card), encoding="utf-8")
+            for name, content in (endpoint_files(coin) if handler else {}).items():
+                (draft / name).write_bytes(content)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"cannot write the output folder {folder}: {error}; free some space or choose another "

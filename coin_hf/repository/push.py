@@ -16,6 +16,7 @@ from coin_hf.hub.layout import CARD_FILE, COIN_FILE, DRAWING, PUSHED_FILES, RESU
 from coin_hf.hub.sentences import RepoType, patiently, sentences
 from coin_hf.reports.card import model_card
 from coin_hf.reports.drawn_result import result_drawing
+from coin_hf.repository.endpoint import endpoint_files
 from coin_hf.repository.folder import as_json, read_records
 from coin_hf.repository.paths import bare
 
@@ -142,6 +143,7 @@ def push_folder(
     create_pr: bool = False,
     commit_message: str = "Add coded model",
     token: str | None = None,
+    handler: bool = False,
 ) -> str:
     """Push a coded repository to the Hub, with its card rendered for that id.
 
@@ -153,6 +155,8 @@ def push_folder(
         create_pr: Open a pull request instead.
         commit_message: First line of the commit.
         token: Token with write access; by default the saved login.
+        handler: Also push the files by which Inference Endpoints serve one of its networks; those
+            that the folder holds are pushed anyway.
 
     Returns:
         Address of the commit, or of the pull request.
@@ -170,6 +174,7 @@ def push_folder(
     contents[DRAWING] = result_drawing(result).encode()
     card = model_card(result, repo_id)
     contents[CARD_FILE] = str(card).encode()
+    contents |= endpoint_files(coin) if handler else {}
     return commit_files(
         repo_id,
         contents,

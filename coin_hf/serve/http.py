@@ -1,46 +1,37 @@
 """The HTTP interface: the Hub's classification API for each expert, and what operators read."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coin_hf.errors import InputError
-from coin_hf.serve.answers import FUNCTIONS, Function, elements
+from coin_hf.serve.answers import elements
 from coin_hf.serve.events import How, Reply
+from coin_hf.serve.metrics import Metrics
 from coin_hf.serve.network import Late, Overloaded, Unanswered
-from coin_hf.serve.query import Decoded
-from coin_hf.serve.question import Question, TooLarge, from_base64, question
-from coin_hf.serve.service import Service, Target
+from coin_hf.serve.parsing import Asked, read
+from coin_hf.serve.question import Question, TooLarge, question
+from coin_hf.serve.service import Service
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import Target
 
 RETRY_AFTER = "1"
 """Seconds that a refused client is asked to wait."""
-DRAINED = 4
-"""A body is read up to this many times its limit before its sender is cut off."""
+QUERIES = ("/models", "/ensemble")
+"""The paths whose responses are counted."""
 FARTHEST: tuple[How, ...] = ("alone", "decoded", "direct")
 """Of several answers, the header names the one that is farthest from the expert's own."""
-DECODED: tuple[Decoded, ...] = ("allow", "refuse", "only")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a request asks for."""
-
-    raw: bytes | str
-    top_k: int | None
-    function: Function
-    decoded: Decoded
 
 
 def make_app(target: Target, settings: ServeSettings) -> Starlette:
@@ -78,7 +69,28 @@ def make_app(target: Target, settings: ServeSettings) -> Starlette:
             Exception: _failure,
         },
         lifespan=lifespan,
+        middleware=[Middleware(_Counted)],
     )
+
+
+class _Counted:
+    """Counts every response to a query by its status, whoever wrote it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        place = "/" + str(scope.get("path", "")).strip("/").partition("/")[0]
+        if scope["type"] != "http" or place not in QUERIES:
+            return await self._app(scope, receive, send)
+
+        async def counting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                metrics: Metrics = scope["app"].state.service.metrics
+                metrics.responses.labels(place, str(message["status"])).inc()
+            await send(message)
+
+        return await self._app(scope, receive, counting)
 
 
 async def _ask(request: Request) -> Response:
@@ -93,7 +105,7 @@ async def _ask(request: Request) -> Response:
         ) from None
     began = time.perf_counter()
     async with _room(service):
-        asked = await _read(request, service)
+        asked = await read(request, service.target.task, service.settings.limits)
         x = await _prepared(asked, service)
         reply = await service.router.ask(expert, x, asked.decoded)
     answer: Any = _elements(reply, service.target.labels[expert], asked)
@@ -110,7 +122,7 @@ async def _ask_all(request: Request) -> Response:
     service: Service = request.app.state.service
     began = time.perf_counter()
     async with _room(service):
-        asked = await _read(request, service)
+        asked = await read(request, service.target.task, service.settings.limits)
         if asked.decoded != "allow":
             raise HTTPException(422, "`decoded` is for one expert: all are asked here")
         x = await _prepared(asked, service)
@@ -145,7 +157,8 @@ async def _info(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     """Return the metrics."""
-    return Response(request.app.state.service.measured(), media_type="text/plain; version=0.0.4")
+    text = await request.app.state.service.measured()
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @asynccontextmanager
@@ -158,72 +171,6 @@ async def _room(service: Service) -> AsyncIterator[None]:
         yield
     finally:
         service.in_work -= 1
-
-
-async def _read(request: Request, service: Service) -> Asked:
-    """Read a request: an image's bytes, or JSON of `inputs` and `parameters`."""
-    limits = service.settings.limits
-    try:
-        body = await asyncio.wait_for(_body(request, limits.body), limits.seconds)
-    except asyncio.TimeoutError:
-        raise HTTPException(408, f"the body did not come in {limits.seconds:g} s") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the sender left") from None
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    image = service.target.task == "image-classification"
-    if kind != "application/json" and image:
-        return Asked(body, None, "softmax", "allow")
-    if kind != "application/json":
-        raise HTTPException(400, 'send JSON: {"inputs": "a text"}')
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is no JSON") from None
-    if not isinstance(data, dict) or not isinstance(data.get("inputs"), str):
-        raise HTTPException(422, 'send {"inputs": "..."}, one string')
-    raw = from_base64(data["inputs"]) if image else data["inputs"]
-    parameters = data.get("parameters")
-    parameters = {} if parameters is None else parameters
-    if not isinstance(parameters, dict):
-        raise HTTPException(422, "`parameters` must be an object")
-    known = ("top_k", "function_to_apply", "decoded")
-    if unknown := sorted(parameters.keys() - set(known)):
-        raise HTTPException(422, f"unknown parameter {unknown[0]!a}: known are {', '.join(known)}")
-    top_k = parameters.get("top_k")
-    if top_k is not None and (type(top_k) is not int or top_k < 1):
-        raise HTTPException(422, "`top_k` must be a whole number from 1 on")
-    return Asked(
-        raw,
-        top_k,
-        _one_of(parameters, "function_to_apply", FUNCTIONS),
-        _one_of(parameters, "decoded", DECODED),
-    )
-
-
-def _one_of(parameters: dict[str, Any], key: str, known: Sequence[Any]) -> Any:
-    """Return one of some words; the first where none is given."""
-    given = parameters.get(key)
-    if given is None:
-        return known[0]
-    if given not in known:
-        raise HTTPException(422, f"`{key}` must be one of {', '.join(known)}")
-    return given
-
-
-async def _body(request: Request, most: int) -> bytes:
-    """Read the body; what is above the limit is read and dropped, so that its sender listens."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= most:
-            parts.append(part)
-        elif size > DRAINED * most:
-            break
-    if not size:
-        raise HTTPException(400, "the body is empty")
-    if size > most:
-        raise HTTPException(413, f"the body has more than {most} bytes")
-    return b"".join(parts)
 
 
 async def _prepared(asked: Asked, service: Service) -> Question:

@@ -2,14 +2,13 @@
 
 import asyncio
 import math
-import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -18,8 +17,11 @@ import numpy as np
 from coin_hf.errors import InputError, reason_of
 from coin_hf.reports.tables import aligned, number
 from coin_hf.serve.figures import draw_to
+from coin_hf.serve.stragglers import PAUSE, send_signal, stragglers
 
 COLORS = {"direct": "#1f4e8c", "decoded": "#3a8f5d", "alone": "#e08a1e", "failed": "#b0432f"}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ async def put_load(
     experts: Sequence[str] = (),
     seed: int = 0,
     kill: int | None = None,
+    straggle: Sequence[int] = (),
+    pause: float = PAUSE,
     seconds: float = 60.0,
 ) -> Report:
     """Send queries at random times, on average `rate` a second, without waiting for answers.
@@ -110,6 +114,8 @@ async def put_load(
         experts: The experts that are asked by turns; by default all that the server has.
         seed: Of the times.
         kill: A process that is ended by SIGKILL when half of the queries are sent.
+        straggle: Processes that are stopped now and then, as `stragglers` does.
+        pause: Seconds that each is stopped for.
         seconds: The longest that an answer may take.
 
     Returns:
@@ -120,25 +126,45 @@ async def put_load(
     """
     if not math.isfinite(rate):
         raise InputError(f"the rate {rate} is no number of queries a second: give one above 0")
-    rng = np.random.default_rng(seed)
     timeout = aiohttp.ClientTimeout(total=seconds)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         names = list(experts) or await _experts(session, url)
         report, began = Report(), time.perf_counter()
-        tasks = []
-        due = 0.0
-        for k in range(requests):
-            due += rng.exponential(1 / rate)
-            await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+
+        def send(k: int) -> Awaitable[Asked]:
             if kill is not None and k == requests // 2:
                 report.killed_at = time.perf_counter() - began
-                _end(kill)
+                send_signal(kill, signal.SIGKILL)
             name, body = names[k % len(names)], bodies[k % len(bodies)]
-            asked = _ask(session, url, name, body, content_type, began)
-            tasks.append(asyncio.ensure_future(asked))
-        report.asked = list(await asyncio.gather(*tasks))
+            return _ask(session, url, name, body, content_type, began)
+
+        async with stragglers(straggle, pause=pause, seed=seed):
+            report.asked = await open_loop(send, rate=rate, requests=requests, seed=seed)
     return report
+
+
+async def open_loop(
+    send: Callable[[int], Awaitable[T]], *, rate: float, requests: int, seed: int = 0
+) -> list[T]:
+    """Send queries in a Poisson stream, without waiting for answers.
+
+    Args:
+        send: Number of the query -> its answer, to be awaited.
+        rate: Queries a second.
+        requests: Their number.
+        seed: Of the times.
+
+    Returns:
+        The answers, in the order sent.
+    """
+    rng, began = np.random.default_rng(seed), time.perf_counter()
+    tasks, due = [], 0.0
+    for k in range(requests):
+        due += rng.exponential(1 / rate)
+        await asyncio.sleep(max(0.0, began + due - time.perf_counter()))
+        tasks.append(asyncio.ensure_future(send(k)))
+    return list(await asyncio.gather(*tasks))
 
 
 async def _ask(
@@ -172,13 +198,6 @@ async def _experts(session: aiohttp.ClientSession, url: str) -> list[str]:
         raise InputError(
             f"{url} does not answer as `coin-hf serve` does ({reason_of(error)}): start it first"
         ) from error
-
-
-def _end(process: int) -> None:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except (OSError, OverflowError) as error:
-        raise InputError(f"process {process} cannot be ended: {error}") from error
 
 
 def draw(report: Report, path: Path) -> None:

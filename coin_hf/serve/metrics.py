@@ -1,8 +1,11 @@
 """What a router did, for Prometheus."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from coin_hf.serve.events import Observer, Reply, Suppressed
 
@@ -19,6 +22,10 @@ class Metrics(Observer):
         self.requests = Counter(
             "coin_requests", "Answers by expert and kind.", ["expert", "answer"], **make
         )
+        self.responses = Counter(
+            "coin_responses", "Responses to queries, refused ones included.", ["path", "status"],
+            **make,
+        )  # fmt: skip
         self.seconds = Histogram(
             "coin_seconds", "Seconds until the answer.", ["answer"], buckets=BUCKETS, **make
         )
@@ -69,6 +76,54 @@ class Metrics(Observer):
         """Count a decoded answer beside a direct one."""
         self.agreement.labels(expert, str(same).lower()).inc()
 
-    def text(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def families(self) -> list[Metric]:
+        """Return all metrics as they are now, as plain data."""
+        return list(self.registry.collect())
+
+
+class Aggregator:
+    """Collects the metrics of all routers; here those of one that is alone."""
+
+    async def exchange(self, families: Sequence[Metric]) -> Mapping[str, Sequence[Metric]]:
+        """Give a router's metrics, and get those of all.
+
+        Args:
+            families: Its own, as they are now.
+
+        Returns:
+            Each router's by its name, as last given; one that is alone has none.
+        """
+        return {"": families}
+
+
+def text_of(by_router: Mapping[str, Sequence[Metric]]) -> bytes:
+    """Write the metrics of several routers in Prometheus' text format.
+
+    Args:
+        by_router: Each router's, by its name; one without a name stands alone.
+
+    Returns:
+        Each family once, its samples told apart by the label `router`.
+    """
+    found: dict[str, Metric] = {}
+    for router, families in by_router.items():
+        mark = {"router": router} if router else {}
+        for family in families:
+            kept = found.setdefault(
+                family.name, Metric(family.name, family.documentation, family.type, family.unit)
+            )
+            kept.samples += [
+                sample._replace(labels={**sample.labels, **mark}) for sample in family.samples
+            ]
+    return generate_latest(_Families(list(found.values())))
+
+
+class _Families(Collector):
+    """Metrics that are there already, as a registry gives them."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        """Return them."""
+        return self._families

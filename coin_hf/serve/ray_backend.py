@@ -25,9 +25,10 @@ from coin_hf.serve.http import make_app
 from coin_hf.serve.local import LocalNetwork
 from coin_hf.serve.question import Question
 from coin_hf.serve.race import Kind
+from coin_hf.serve.ray_metrics import METRICS, Collected
 from coin_hf.serve.ray_network import APP, deployment_name
-from coin_hf.serve.service import open_target
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import open_target
 
 REACH, GRACE = 5.0, 10.0
 """Seconds in which a cluster must answer, and in which Ray's processes may end by themselves."""
@@ -113,12 +114,17 @@ def build(args: Mapping[str, Any]) -> Application:
         )(Served).bind(repo, revision, kind, number, settings.batch.most)
         for kind, number in kinds
     ]
+    shared = []
+    if settings.routers > 1:
+        collecting = serve.deployment(name=METRICS, ray_actor_options={"num_cpus": 0})
+        shared.append(collecting(Collected).bind())
     router = serve.deployment(
         name=ROUTER,
+        num_replicas=settings.routers,
         ray_actor_options={"num_cpus": block.cpus},
         max_ongoing_requests=settings.limits.waiting + 1,
     )(serve.ingress(make_app(target, settings))(_Ingress))
-    return router.bind(*networks)
+    return router.bind(*networks, *shared)
 
 
 def config_text(repo: str, settings: ServeSettings, revision: str | None = None) -> str:

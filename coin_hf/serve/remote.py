@@ -17,7 +17,13 @@ class RemoteNetwork:
     stops = True
 
     def __init__(
-        self, name: str, url: str, labels: Sequence[str], task: Task, seconds: float
+        self,
+        name: str,
+        url: str,
+        labels: Sequence[str],
+        task: Task,
+        seconds: float,
+        token: str | None = None,
     ) -> None:
         """Set up a client; it connects when it is asked.
 
@@ -27,9 +33,11 @@ class RemoteNetwork:
             labels: Its K class names, in the order of its logits.
             task: What it classifies.
             seconds: The longest that a request may take.
+            token: Bearer token that is sent to the address; None for none.
         """
         self.name, self._url, self._labels, self._task = name, url, tuple(labels), task
         self._timeout = aiohttp.ClientTimeout(total=seconds)
+        self._headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
         self._waiting = 0
 
@@ -51,7 +59,7 @@ class RemoteNetwork:
             ClientError: If it cannot be reached or answers with an error.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=self._timeout)
+            self._session = aiohttp.ClientSession(timeout=self._timeout, headers=self._headers)
         raw = x.raw
         sent: dict[str, Any] = {
             "inputs": base64.b64encode(raw).decode("ascii") if isinstance(raw, bytes) else raw,

@@ -7,8 +7,8 @@ import uvicorn
 
 from coin_hf.errors import InputError
 from coin_hf.serve.http import make_app
-from coin_hf.serve.service import check_places, open_target
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import check_places, open_target
 
 
 def serve(repo: str, settings: ServeSettings, revision: str | None = None) -> None:

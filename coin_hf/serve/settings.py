@@ -97,6 +97,12 @@ class ServeSettings(Block):
     """Device of the networks (`local`; `ray` gives each replica what it reserves)."""
     urls: dict[str, str] | None = None
     """For `remote`: each expert's address by name, and each coded model's as `coded`, `coded-1`."""
+    token_variable: str | None = None
+    """For `remote`: the environment variable that holds the bearer token which is sent to `urls`,
+    such as HF_TOKEN; by default none is sent."""
+    routers: Count = 1
+    """How many routers share the networks: `ray` starts as many; for `remote`, the number of
+    `coin-hf serve` with these `urls`. Each sees its own requests alone, and infers the rest."""
     deadline: DeadlineBlock = DeadlineBlock()
     hedge: HedgeBlock = HedgeBlock()
     breaker: BreakerBlock = BreakerBlock()
@@ -121,8 +127,15 @@ class ServeSettings(Block):
                 f"alone ({self.alone:g} s) must be below limits.seconds "
                 f"({self.limits.seconds:g} s), when a query fails"
             )
+        if self.backend == "local" and self.routers > 1:
+            raise ValueError(
+                f"`routers` is {self.routers}, but with the backend `local` each process has its "
+                "own networks, which nothing shares: serve with `remote` or `ray`"
+            )
         if self.backend == "ray" and self.port == 0:
             raise ValueError("`port` 0, a free one, is not for the backend `ray`: give a number")
+        if self.backend != "remote" and self.token_variable is not None:
+            raise ValueError("`token_variable` is for the backend `remote` alone")
         if (self.backend == "remote") != (self.urls is not None):
             raise ValueError(
                 "`urls` says where the networks answer, for the backend `remote` alone"

@@ -69,6 +69,8 @@ class Scenario(Block):
     """Standard deviation of a service time, as a share of its mean (gamma distributed)."""
     stragglers: StragglersBlock | None = None
     slow: SlowBlock | None = None
+    stops: bool = True
+    """Whether a request in work ends where nobody waits for it; a forward pass runs on."""
     down: Annotated[int, Field(ge=0)] = 0
     """How many of the experts' servers are down, from the first on."""
     count: Annotated[Count, Field(ge=100, le=10**6)] = 5000
@@ -289,4 +291,4 @@ def _server(scenario: Scenario, number: int) -> SimulatedNetwork:
             seconds *= slow.factor
         return float(seconds)
 
-    return SimulatedNetwork(f"server {number}", service)
+    return SimulatedNetwork(f"server {number}", service, stops=scenario.stops)

@@ -45,7 +45,7 @@ class State:
             **{Key("coded", c): each for c, each in enumerate(coded)},
         }
         self.usage = {
-            key: Usage(each, self.settings.breaker.memory, self.now)
+            key: Usage(each, settings.breaker.memory, self.now, routers=settings.routers)
             for key, each in self.networks.items()
         }
         self.deadlines = [Deadline(self.settings.deadline) for _ in experts]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from coin_hf import CodedEnsemble, InputError, Recipe, encode, evaluate, load_expert, recode
 from coin_hf.recoding.changes import Newcomer
-from coin_hf.serve.service import open_target
 from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.target import open_target
 
 pytestmark = [
     pytest.mark.slow,

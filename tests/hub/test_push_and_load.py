@@ -4,6 +4,8 @@ The clients are real and run in processes of their own, since `HF_ENDPOINT` is r
 imported. Starting one takes seconds, so each does several things and reports them as JSON.
 """
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -337,6 +339,37 @@ def test_a_branch_is_made_for_a_push_and_used_again(
     assert json.loads(hub.read("me/coded-by-branch", "coin.json", "trial"))["lam"] == 0.5
     first = SHA.findall(commands["branch"]["out"])[0]
     assert json.loads(hub.read("me/coded-by-branch", "coin.json", first))["lam"] == 0.01
+
+
+ENDPOINT = """
+sys.modules["coin_hf"] = None
+from huggingface_hub import snapshot_download
+folder = snapshot_download("me/endpoints")
+sys.path.insert(0, folder)
+from handler import EndpointHandler
+for name in ("low", "coded"):
+    os.environ["COIN_NETWORK"] = name
+    report[name] = EndpointHandler(folder)({"inputs": said["image"]})
+report["requirements"] = open(folder + "/requirements.txt").read()
+"""
+
+
+def test_an_endpoint_serves_an_expert_from_its_own_repository(
+    hub: Hub, encoded: Any, user: Path, tmp_path: Path
+) -> None:
+    env = environment(hub.endpoint, user / "home", WRITER)
+    done = coin_hf("push", "coded", "me/endpoints", "--handler", env=env, cwd=user)
+    assert done.returncode == 0, done.stderr
+    assert "handler.py" not in hub.repo("me/coded").commits[hub.repo("me/coded").branches["main"]]
+    stream = io.BytesIO()
+    digits(slice(0, 1))[0]["image"].save(stream, "PNG")
+    said = {"image": base64.b64encode(stream.getvalue()).decode()}
+    found = python(ENDPOINT, said, environment(hub.endpoint, tmp_path / "home", WRITER))
+    for name in ("low", "coded"):
+        assert {each["label"] for each in found[name]} == set(NAMES)
+        assert sum(each["score"] for each in found[name]) == pytest.approx(1)
+    assert found["low"] != found["coded"]
+    assert "timm>=" in found["requirements"]
 
 
 def test_a_private_expert_is_found_with_a_token(

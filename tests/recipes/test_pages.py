@@ -92,3 +92,17 @@ def test_the_study_of_probes_tells_what_its_scores_say() -> None:
                 taken = next(entry["value"] for entry in ranked if entry["value"] in kept)
                 assert study["raced"](row, 20) == taken
                 assert {f"{ranked[0]['value']:g}", f"{taken:g}"} <= set(row["test"])
+
+
+@pytest.mark.parametrize(("name", "mark"), [("soak", "soak"), ("ray_tail", "ray tail")])
+def test_the_benchmarks_on_ray_are_rendered_from_their_results(name: str, mark: str) -> None:
+    benchmarks = ROOT / "recipes" / "benchmarks"
+    file = benchmarks / "results" / f"{name}.json"
+    page = (PAGES.parent / "benchmarks" / "serving.md").read_text(encoding="utf-8")
+    said = page.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0]
+    if not file.exists():
+        assert said.strip() == ""  # nothing is claimed that was not measured
+        return
+    with script(benchmarks / f"{name}.py") as module:
+        text = module["text"](json.loads(file.read_text(encoding="utf-8")))
+    assert said.strip() == text

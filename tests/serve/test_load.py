@@ -143,6 +143,25 @@ def test_a_fan_out_with_one_down_is_near_replicas(n: int) -> None:
     assert coded <= 1.2 * replicas, (coded, replicas)
 
 
+def fork_join(n: int, *, load: float, seed: int, queries: int) -> list[float]:
+    """The oracle: N queues, each of which serves every query, in the order of arrival."""
+    rng = np.random.default_rng(seed)
+    work, found = np.zeros(n), []
+    for gap in rng.exponential(SECONDS / load, queries):
+        work = np.maximum(work - gap, 0) + SECONDS * rng.gamma(9.0, 1 / 9.0, n)
+        found.append(float(work.max()))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 8])
+def test_a_fan_out_with_one_down_is_what_the_servers_left_can_do(n: int) -> None:
+    """Every query needs all N servers left: the router adds nothing to their queues."""
+    coded = [p99(fan_out(n, coded=True, load=0.3, seed=k, queries=3000)) for k in (0, 1)]
+    possible = p99(fork_join(n, load=0.3, seed=0, queries=50_000))
+    assert np.mean(coded) == pytest.approx(possible, rel=0.1)
+
+
 def test_a_router_fails_where_all_is_down() -> None:
     async def run() -> None:
         down = [SimulatedNetwork(f"n{i}", lambda now: math.inf) for i in range(3)]

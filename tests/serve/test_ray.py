@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(coded: Path) -> Iterator[Server]:
     command = ["-m", "coin_hf", "serve", str(coded), "--backend", "ray", "-o", "ray.cpus=0.1"]
     settings = ["-o", f"port={free_port()}", "-o", "deadline.most=1.0", "-o", "breaker.shed=1"]
+    settings += ["-o", "routers=2"]
     running = Server([*command, *settings])
     try:
         yield running
@@ -60,6 +62,12 @@ def server(coded: Path) -> Iterator[Server]:
         running.stop()
         left = wait_for_end(started)
         assert left == [], left
+
+
+def replicas(server: Server, deployment: str) -> list[int]:
+    """The processes of a deployment's replicas."""
+    name = re.compile(rf"ServeReplica:coin-hf:{deployment}\b")
+    return [pid for pid, line in descendants(server.process.pid).items() if name.search(line)]
 
 
 def descendants(root: int) -> dict[int, str]:
@@ -126,8 +134,7 @@ def test_no_request_is_lost_when_a_replica_is_killed(server: Server, tmp_path: P
     file.write_bytes(IMAGES[0])
     for _ in range(30):  # the deadline learns
         post(f"{server.url}/models/high", IMAGES[0])
-    replica = re.compile(r"ServeReplica:coin-hf:expert-1\b")
-    victims = [pid for pid, line in descendants(server.process.pid).items() if replica.search(line)]
+    victims = replicas(server, "expert-1")
     assert len(victims) == 1, descendants(server.process.pid)
     killer = threading.Timer(5.0, os.kill, (victims[0], signal.SIGKILL))
     killer.start()
@@ -140,6 +147,31 @@ def test_no_request_is_lost_when_a_replica_is_killed(server: Server, tmp_path: P
     assert any(each["answer"] == "decoded" for each in asked if each["expert"] == "high")
     took = sorted((each["seconds"], each["answer"], each["expert"]) for each in asked)
     assert took[-1][0] < 15, took[-3:]
+
+
+def test_any_router_answers_and_tells_of_all(server: Server) -> None:
+    def counted() -> float:
+        text = get(f"{server.url}/metrics")[1]
+        assert len(set(re.findall(r'router="(\w+)"', text))) >= 2
+        return sum(float(n) for n in re.findall(r"^coin_requests_total\{.*\} (\S+)$", text, re.M))
+
+    routers = replicas(server, "router")
+    assert len(routers) == 2
+    time.sleep(2)  # reports come once a second
+    before = counted()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda k: post(f"{server.url}/models/low", IMAGES[k % 4]), range(40)))
+    assert [status for status, _, _ in found] == [200] * 40
+    time.sleep(2)
+    assert counted() == before + 40
+    os.kill(routers[0], signal.SIGKILL)
+    until, answered = time.monotonic() + 60, 0
+    while answered < 20:  # one after the other: few can be lost with the router
+        status = post(f"{server.url}/models/low", IMAGES[0])[0]
+        answered = answered + 1 if status == 200 else 0
+        assert time.monotonic() < until, status
+    time.sleep(2)
+    assert counted() >= before + 60  # what the router counted that ended is not forgotten
 
 
 def test_the_configuration_for_a_cluster(coded: Path) -> None:

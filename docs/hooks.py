@@ -108,7 +108,7 @@ def _command(name: str, command: Any) -> str:
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"## coin-hf {name}", "", f"    coin-hf {name} {usage}", "", _line(command.help or "")]
     records = [parameter.get_help_record(context) for parameter in command.params]
-    rows = [f"| `{_cell(row[0])}` | {_cell(_line(row[1]))} |" for row in records if row]
+    rows = [f"| `{_bar(row[0])}` | {_cell(_line(row[1]))} |" for row in records if row]
     return "\n".join([*lines, "", "| option | |", "| --- | --- |", *rows])
 
 
@@ -125,4 +125,8 @@ def _line(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return _bar(text).replace("<", "&lt;")
+
+
+def _bar(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -13,7 +13,7 @@ from coin_hf.refiners import Unsuitable, find_maps
 
 ENOUGH = 100
 """Samples from which `refine: auto` refines: with fewer, NDA can fall where the coding loss does
-not (Figure 2b in recipes/experiments/offline)."""
+not (Figure 2b in docs/pages/experiments/offline.md)."""
 
 
 def settled(recipe: Recipe, experts: Sequence[Expert], samples: Samples) -> Recipe:

@@ -17,7 +17,7 @@ from coin_hf.recipe.fisher_recipe import FisherRecipe
 from coin_hf.repository.fisher_files import rounded
 
 MEASURED = 10
-"""The most classes of which recipes/experiments/probes.md tells what probes cost."""
+"""The most classes of which docs/pages/experiments/probes.md tells what probes cost."""
 
 
 def compute_fisher(

@@ -17,7 +17,7 @@ from coin_hf.records.measurements import Choice, Scores
 LAM_CANDIDATES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Candidates of `lam: auto`: the decades of arXiv:2409.01420."""
 FEW = 20
-"""Samples of each draw on which a race tries all candidates (recipes/experiments/probes.md)."""
+"""Samples of each draw on which a race tries all candidates (docs/pages/experiments/probes.md)."""
 FINALISTS = 3
 """One in so many candidates, but two at least, is tried on all samples."""
 

@@ -9,7 +9,7 @@ from coin_hf.fisher import exact, probe
 
 Estimator = Literal["exact", "probe", "auto"]
 PROBES_FROM = 10
-"""The K from which `auto` is `probe`: what that costs is in recipes/experiments/probes.md."""
+"""The K from which `auto` is `probe`: what that costs is in docs/pages/experiments/probes.md."""
 
 
 def resolve_estimator(num_classes: int, estimator: Estimator = "auto") -> str:

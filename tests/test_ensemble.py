@@ -1,5 +1,6 @@
 """The coded ensemble: answers with one expert missing, and round trips through its folder."""
 
+import html
 from pathlib import Path
 from shutil import copytree, rmtree
 
@@ -254,3 +255,18 @@ def test_half_precision_experts(tmp_path: Path) -> None:
     x = read.preprocess(data[0]["image"])[None]  # float32, as transforms give it
     answers, halved = read(x, missing=[0]), read(x.bfloat16(), missing=[0])
     assert all(map(torch.equal, answers, halved))
+
+
+def test_a_notebook_shows_the_table_and_the_erasure(coded: Path) -> None:
+    ensemble = CodedEnsemble.from_pretrained(coded)
+    shown = ensemble._repr_html_()
+    assert "<code>CodedEnsemble(low, high; betas=[0.25, 0.75]; experts not loaded)</code>" in shown
+    assert "<title>Missing: high</title>" in shown
+    assert html.escape(ensemble.result.table()) in shown
+    evil = [
+        each.model_copy(update={"name": f"<script>{i}</script>"})
+        for i, each in enumerate(ensemble.result.experts)
+    ]
+    named = ensemble.result.model_copy(update={"experts": evil, "erasures": []})
+    assert "<script" not in named._repr_html_()
+    assert "&lt;script&gt;1&lt;/script&gt;" in named._repr_html_()

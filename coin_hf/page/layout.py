@@ -61,7 +61,7 @@ def make_page(
                 with gr.Row():
                     own = gr.Label(label="Expert's own answer", num_top_classes=TOP)
                     decoded = gr.Label(label="Decoded answer", num_top_classes=TOP)
-                facts = gr.Markdown(WAITING)
+                facts = gr.Markdown(WAITING, elem_classes="facts")
                 caption = gr.Markdown(_caption(ensemble, names[-1], []))
                 drawing = gr.HTML(
                     _drawing(ensemble, names[-1], []),

@@ -16,6 +16,8 @@ CSS = (
 .scrolling.drawing { overflow-x: auto; }
 .scrolling table { display: block; overflow-x: auto; max-width: 100%; border: 0; }
 .scrolling td, .scrolling th { white-space: nowrap; }
+.facts table { display: block; overflow-x: auto; max-width: 100%; border: 0; }
+.facts td, .facts th { padding: 4px 8px; word-break: normal; overflow-wrap: normal; }
 """
 )
 """What scrolls sideways does so within itself, never the page."""

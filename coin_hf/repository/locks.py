@@ -47,9 +47,18 @@ def only_writer(output: Path) -> Iterator[None]:
         yield
     finally:
         del _held[file]
-        with suppress(OSError):
-            file.unlink()
-        os.close(handle)
+        try:
+            _remove(file)
+        except BaseException:  # a signal in the midst of it
+            _remove(file)
+            raise
+        finally:
+            os.close(handle)
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 def _lock(file: Path, output: Path) -> int | None:

@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from builders import digits, make_world
+from text_builders import make_text_world
 
 from coin_hf import CodedEnsemble, InputError, Recipe
 from coin_hf.page.answering import answer, class_names, erased, in_turn, refusal
 from coin_hf.page.examples import draw_examples
-from coin_hf.page.inputs import prepared
+from coin_hf.page.inputs import components, prepared
 from coin_hf.pipeline import encode
+
+NAMED = ("first", "second")
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +154,24 @@ def test_only_what_was_uploaded_is_read(
     for payload in ({"path": None}, {"url": "http://127.0.0.1/a.png"}, "a.png", 3):
         with pytest.raises(InputError, match="upload it again"):
             prepared(ensemble, (payload,))
+
+
+@pytest.mark.slow
+def test_pairs_of_texts(tmp_path: Path) -> None:
+    data = {name: {"path": str(tmp_path / name), "text": ["text", "other"]} for name in NAMED}
+    recipe = make_text_world(tmp_path, datasets=data)
+    for name in NAMED:
+        for file in (tmp_path / name).glob("*.parquet"):
+            rows = datasets.Dataset.from_parquet(str(file))
+            rows.add_column("other", rows["text"][::-1]).to_parquet(file)
+    ensemble = encode(Recipe.from_yaml(recipe))
+    assert [each.label for each in components(ensemble)] == ["First text", "Second text"]
+    given = ("the film was bright", "the film was dull")
+    found, expected = prepared(ensemble, given), ensemble.preprocess(given)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    with pytest.raises(InputError, match="give both texts first"):
+        prepared(ensemble, ("the film was bright", " "))
+    examples, note = draw_examples(ensemble, tmp_path)
+    assert note is None
+    assert all(len(each.value) == 2 for each in examples)

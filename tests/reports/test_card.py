@@ -167,3 +167,31 @@ def test_the_code_blocks_run(coded: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "5 [(1, 10), (1, 10)]\n"
+
+
+def test_the_erasure_is_shown_beside_the_text(result: dict[str, Any]) -> None:
+    shown = (
+        "![high is missing; its answer is decoded from those of the other networks](erasure.svg)"
+    )
+    assert shown in read(result).text
+
+
+def test_the_coded_models_own_accuracy(result: dict[str, Any]) -> None:
+    scores = [erasure["scores"]["coded model alone"] for erasure in result["erasures"]]
+    low, high = (f"{100 * score['decoded_accuracy']:.1f} %" for score in scores)
+    said = f"it is right on this share of the experts' test images: {low} for low, {high} for high."
+    assert f"\nAlone, {said}\n" in read(result).text
+    for erasure in result["erasures"]:  # as of an older coin-hf, or where there are no labels
+        del erasure["scores"]["coded model alone"]
+    assert "Alone, it is right" not in read(result).text
+
+
+def test_the_experts_labels_where_they_are_recorded(result: dict[str, Any]) -> None:
+    assert "| expert | repository | revision | dataset |\n" in read(result).text
+    result["experts"][0]["labels"] = ["zero", "o|ne", *map(str, range(2, 12))]
+    text = read(result).text
+    assert "| expert | repository | revision | dataset | labels |\n|---|---|---|---|---|\n" in text
+    row = next(line for line in text.splitlines() if line.startswith("| low | [me/low]"))
+    assert row.endswith("| low | zero, o&#124;ne, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more |")
+    row = next(line for line in text.splitlines() if line.startswith("| high | [me/high]"))
+    assert row.endswith("| high | - |")

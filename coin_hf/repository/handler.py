@@ -54,7 +54,7 @@ class EndpointHandler:
         elif name in experts:
             record = experts[name]
             order = (record.get("class_order") or {}).get("rows", range(len(rows)))
-            named = not rows or rows[0] != "LABEL_0"
+            named = any(row != f"LABEL_{k}" for k, row in enumerate(rows))
             self.labels = record.get("labels") or [
                 rows[row] if named else f"LABEL_{k}" for k, row in enumerate(order)
             ]

@@ -12,6 +12,8 @@ from coin_hf.serve.state import State
 
 PATIENCE = 3
 """Deadlines after which an expert that cannot be hedged counts as having missed."""
+AGAIN = 4
+"""How often in a deadline a late answer that could not be hedged is tried again."""
 Decoded = Literal["allow", "refuse", "only"]
 
 
@@ -43,17 +45,19 @@ class Query:
                 )
             return await self.computed("down", helpers)
         self.race.start(*self.own)
-        waits = 0
+        waits, told = 0, set[str]()  # in parts of a deadline
         while True:
-            wait = state.deadlines[self.expert].seconds if decoded == "allow" else None
-            if await self.race.step(wait):
+            wait = state.deadlines[self.expert].seconds / (AGAIN if waits else 1)
+            if await self.race.step(wait if decoded == "allow" else None):
                 break
             reason = self.suppressed()
             if reason is None:
                 return await self.computed("late")
-            state.observer.suppressed(self.name, reason)
-            waits += 1
-            if waits == PATIENCE:
+            if reason not in told:  # a query counts once, however often it is tried
+                state.observer.suppressed(self.name, reason)
+                told.add(reason)
+            waits += 1 if waits else AGAIN
+            if waits == PATIENCE * AGAIN:
                 breaker.missed()
             if breaker.open and (helpers := self.affordable()):
                 return await self.computed("down", helpers)

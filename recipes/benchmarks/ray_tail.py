@@ -40,9 +40,9 @@ from coin_hf.serve.stragglers import SHARE, stragglers
 
 HERE = Path(__file__).parent
 Case = Literal["one", "all", "kill"]
-CASES: tuple[Case, ...] = ("one", "all", "kill")
-WARM = 60
-"""Queries before each round, by which the deadlines are learnt."""
+CASES: tuple[Case, ...] = ("kill", "one", "all")
+WARM = 120
+"""Queries before each round, by which the deadlines are learnt: what was before is forgotten."""
 AFTER = 15.0
 """Seconds after a kill in which queries count as disturbed by it."""
 WITHIN = 5

@@ -157,7 +157,7 @@ def tab_to(page: Page, target: Locator) -> None:
 def test_by_keyboard_alone(opened: Any, images: Server, digit: Path) -> None:
     page = opened(images)
     choosers: list[Any] = []
-    page.on("filechooser", choosers.append)
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     for _ in range(30):  # until the page, which is still being built, listens
         tab_to(page, page.get_by_role("button", name="Drop an image file here to upload"))
         page.keyboard.press("Enter")

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -35,77 +35,104 @@ def make_page(
     Returns:
         Gradio Blocks, to be launched by `coin_hf.page.launching.launch`.
     """
-    names = ensemble.names
     page = gr.Blocks(
         title=f"{name} · erasure-coded inference",
         analytics_enabled=False,
         delete_cache=(3600, 3600),
     )
     with page:
-        gr.Markdown(_introduction(ensemble, name))
-        with gr.Row():
-            with gr.Column():
-                given = components(ensemble)
-                asked = gr.Radio(
-                    names, value=names[-1], label="Ask", info="The expert whose answer you want."
-                )
-                off = gr.CheckboxGroup(
-                    names,
-                    value=[],
-                    label="Switch off",
-                    info="Experts that are down: none of them runs.",
-                )
-                press = gr.Button("Answer", variant="primary")
-                _examples(examples, note, given, asked)
-            with gr.Column():
-                with gr.Row():
-                    own = gr.Label(label="Expert's own answer", num_top_classes=TOP)
-                    decoded = gr.Label(label="Decoded answer", num_top_classes=TOP)
-                facts = gr.Markdown(WAITING, elem_classes="facts")
-                caption = gr.Markdown(_caption(ensemble, names[-1], []))
-                drawing = gr.HTML(
-                    _drawing(ensemble, names[-1], []),
-                    elem_classes=["drawing", "scrolling"],
-                    label="The erasure",
-                )
-        gr.Markdown(_measured(ensemble), elem_classes="scrolling")
-
-        def on_answer(asked: Any, off: Any, *values: Any) -> list[Any]:
-            try:
-                asked, off = named(ensemble, asked, off)
-                found = answer(ensemble, prepared(ensemble, values), asked, off)
-            except InputError as error:
-                raise _toast(error) from error
-            return [
-                gr.Label(_scores(found, "own"), label=_title(found, "own", asked)),
-                gr.Label(_scores(found, "decoded"), label=_title(found, "decoded", asked)),
-                _facts(found, asked, off),
-            ]
-
-        def on_choice(asked: str, off: list[str]) -> list[Any]:
-            reason = refusal(ensemble, asked, off)
-            if reason is not None:
-                gr.Warning(html.escape(reason), title="Too many are switched off")
-            return [_caption(ensemble, asked, off), _drawing(ensemble, asked, off)]
-
-        gr.on(
-            [press.click, *(each.submit for each in given if isinstance(each, gr.Textbox))],
-            on_answer,
-            [asked, off, *given],
-            [own, decoded, facts],
-            api_name="answer",
-            preprocess=False,  # `named` and `prepared` check what came
-            show_progress_on=facts,
-        )
-        gr.on(
-            [asked.change, off.change],
-            on_choice,
-            [asked, off],
-            [caption, drawing],
-            api_name="erase",
-            show_progress="hidden",
-        )
+        _connect(ensemble, _laid_out(ensemble, name, examples, note))
     return page
+
+
+class _Parts(NamedTuple):
+    """The components that events read and write."""
+
+    given: list[Any]
+    asked: Any
+    off: Any
+    press: Any
+    own: Any
+    decoded: Any
+    facts: Any
+    caption: Any
+    drawing: Any
+
+
+def _laid_out(
+    ensemble: CodedEnsemble, name: str, examples: Sequence[Example], note: str | None
+) -> _Parts:
+    """Place the components: what is given on the left, what comes of it on the right."""
+    names = ensemble.names
+    gr.Markdown(_introduction(ensemble, name))
+    with gr.Row():
+        with gr.Column():
+            given = components(ensemble)
+            asked = gr.Radio(
+                names, value=names[-1], label="Ask", info="The expert whose answer you want."
+            )
+            off = gr.CheckboxGroup(
+                names,
+                value=[],
+                label="Switch off",
+                info="Experts that are down: none of them runs.",
+            )
+            press = gr.Button("Answer", variant="primary")
+            _examples(examples, note, given, asked)
+        with gr.Column():
+            with gr.Row():
+                own = gr.Label(label="Expert's own answer", num_top_classes=TOP)
+                decoded = gr.Label(label="Decoded answer", num_top_classes=TOP)
+            facts = gr.Markdown(WAITING, elem_classes="facts")
+            caption = gr.Markdown(_caption(ensemble, names[-1], []))
+            drawing = gr.HTML(
+                _drawing(ensemble, names[-1], []),
+                elem_classes=["drawing", "scrolling"],
+                label="The erasure",
+            )
+    gr.Markdown(_measured(ensemble), elem_classes="scrolling")
+    return _Parts(given, asked, off, press, own, decoded, facts, caption, drawing)
+
+
+def _connect(ensemble: CodedEnsemble, parts: _Parts) -> None:
+    """Answer when asked to; draw the erasure as it is chosen."""
+
+    def on_answer(asked: Any, off: Any, *values: Any) -> list[Any]:
+        try:
+            asked, off = named(ensemble, asked, off)
+            found = answer(ensemble, prepared(ensemble, values), asked, off)
+        except InputError as error:
+            raise _toast(error) from error
+        return [
+            gr.Label(_scores(found, "own"), label=_title(found, "own", asked)),
+            gr.Label(_scores(found, "decoded"), label=_title(found, "decoded", asked)),
+            _facts(found, asked, off),
+        ]
+
+    def on_choice(asked: str, off: list[str]) -> list[Any]:
+        reason = refusal(ensemble, asked, off)
+        if reason is not None:
+            gr.Warning(html.escape(reason), title="Too many are switched off")
+        return [_caption(ensemble, asked, off), _drawing(ensemble, asked, off)]
+
+    written = [each for each in parts.given if isinstance(each, gr.Textbox)]
+    gr.on(
+        [parts.press.click, *(each.submit for each in written)],
+        on_answer,
+        [parts.asked, parts.off, *parts.given],
+        [parts.own, parts.decoded, parts.facts],
+        api_name="answer",
+        preprocess=False,  # `named` and `prepared` check what came
+        show_progress_on=parts.facts,
+    )
+    gr.on(
+        [parts.asked.change, parts.off.change],
+        on_choice,
+        [parts.asked, parts.off],
+        [parts.caption, parts.drawing],
+        api_name="erase",
+        show_progress="hidden",
+    )
 
 
 def _introduction(ensemble: CodedEnsemble, name: str) -> str:

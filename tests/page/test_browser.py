@@ -156,10 +156,15 @@ def tab_to(page: Page, target: Locator) -> None:
 
 def test_by_keyboard_alone(opened: Any, images: Server, digit: Path) -> None:
     page = opened(images)
-    tab_to(page, page.get_by_role("button", name="Drop an image file here to upload"))
-    with page.expect_file_chooser() as chooser:
+    choosers: list[Any] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    for _ in range(30):  # until the page, which is still being built, listens
+        tab_to(page, page.get_by_role("button", name="Drop an image file here to upload"))
         page.keyboard.press("Enter")
-    chooser.value.set_files(digit)
+        page.wait_for_timeout(1000)
+        if choosers:
+            break
+    choosers[0].set_files(digit)
     page.get_by_role("button", name="Remove Image").wait_for()
     asked = page.get_by_role("radio", name="low", exact=True)
     tab_to(page, asked)

@@ -55,6 +55,7 @@ def test_every_network_is_inside_and_every_missing_one_crossed_out(n: int, m: in
 def test_what_cannot_be_decoded_is_a_coded_model_alone() -> None:
     svg = erasure_drawing([0.5, 0.5], ["low", "high"], [0, 1])
     assert texts(svg).count("argmax fc alone") == 2
+    assert '" class="fill-lost" fill="#b91c1c"/>' in svg  # the arrows to them, as the cross
     several = erasure_drawing([[0.6, 0.2, 0.2], [0.2, 0.6, 0.2]], ["a", "b", "c"], [0, 1, 2])
     assert [t for t in texts(several) if "alone" in t] == [
         "argmax fc1 alone", "argmax fc2 alone", "argmax fc1 alone",

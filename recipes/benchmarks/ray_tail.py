@@ -234,6 +234,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=8.0, help="queries a second")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds that a stop lasts")
     parser.add_argument("--again", action="store_true", help="forget the rounds that are there")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of `coin-hf serve`"
+    )
     parser.add_argument("--render", action="store_true", help="only render the result again")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "ray_tail.json")
     given = parser.parse_args()
@@ -248,7 +251,7 @@ def main() -> None:
     if missing and not given.render:
         result["machine"] = describe("cpu", ["ray"])
         images = demo_images(given.images, given.target)
-        with serving(given.target, ray_options()) as server:
+        with serving(given.target, ray_options(given.set)) as server:
             for case, k in missing:
                 found = asyncio.run(run_round(server, case, k, images, given))
                 result["rounds"].setdefault(case, {})[str(k)] = found

@@ -134,11 +134,14 @@ def main() -> None:
     parser.add_argument("--sample", type=float, default=5.0, help="seconds between memory samples")
     parser.add_argument("--routers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "soak.json")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of `coin-hf serve`"
+    )
     parser.add_argument("--render", action="store_true", help="only render the result again")
     given = parser.parse_args()
     if not given.render:
         bodies = demo_images(given.images, given.target)
-        with serving(given.target, ray_options(routers=given.routers)) as server:
+        with serving(given.target, ray_options(given.set, routers=given.routers)) as server:
             networks = sorted(n for n in server.parts() if n.startswith(("expert-", "coded-")))
             result = asyncio.run(soak(server, bodies, networks, given))
         result["machine"] = describe("cpu", ["ray"])

@@ -100,13 +100,22 @@ def serving(target: Path, options: Sequence[str]) -> Iterator[Served]:
             raise RuntimeError(f"{len(alive)} processes were left behind")
 
 
-def ray_options(**settings: object) -> list[str]:
-    """Return the words of the command line for the backend `ray`, on a free port."""
+def ray_options(words: Sequence[str], **settings: object) -> list[str]:
+    """Return the words of the command line for the backend `ray`, on a free port.
+
+    Args:
+        words: Settings as `key=value`.
+        settings: More of them.
+
+    Returns:
+        The words.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     said = {"port": port, "ray.cpus": 0.2, **settings}
-    return ["--backend", "ray", *(w for k, v in said.items() for w in ("-o", f"{k}={v}"))]
+    every = [*(f"{key}={value}" for key, value in said.items()), *words]
+    return ["--backend", "ray", *(part for word in every for part in ("-o", word))]
 
 
 def wait_for(server: Served, part: str, old: int, seconds: float = 120.0) -> float:

@@ -46,7 +46,7 @@ def keys_of(model: type[BaseModel], title: str, level: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         schema = model.model_json_schema()
-    places = dict(_places(schema, schema["$defs"]))
+    places = _places(schema, schema["$defs"])
     keys = _Keys({block: slugify(place, "-") for block, place in places.items()}, schema["$defs"])
     parts = [keys.table(f"{level} {title}", schema)]
     parts += [keys.table(f"{level} {places[name]}", schema["$defs"][name]) for name in places]
@@ -60,8 +60,9 @@ def _places(block: Schema, blocks: Schema, path: str = "") -> dict[str, str]:
         for name in _references(said):
             found.setdefault(name, f"{path}{key}")
     for name, place in list(found.items()):
-        found = {**_places(blocks[name], blocks, f"{place}."), **found}
-    return dict(sorted(found.items(), key=lambda item: item[1].count(".")))
+        for inner, where in _places(blocks[name], blocks, f"{place}.").items():
+            found.setdefault(inner, where)
+    return found
 
 
 def _references(said: Any) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """The docs: built strictly, found by search, and what they show runs."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -21,7 +20,8 @@ import coin_hf
 from coin_hf.cli.app import app
 from coin_hf.cli.numbers import gathered
 from coin_hf.recipe import Recipe
-from coin_hf.serve.settings import ServeSettings
+from coin_hf.serve.settings import ServeSettings, read_block
+from coin_hf.serve.simulation import Scenario
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "pages"
@@ -38,38 +38,16 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mkdocs",
-            "build",
-            "--strict",
-            "-f",
-            "docs/mkdocs.yml",
-            "-d",
-            folder,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "WARNING" not in done.stderr
-    return folder
-
-
 @pytest.mark.slow
 def test_every_public_name_is_found_by_search(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {(entry["title"], entry["location"]) for entry in index["docs"]}
     for name in coin_hf.__all__:
-        assert (name, f"api/#coin_hf.{coin_hf._HOME[name]}.{name}") in found
+        home = f"coin_hf.{coin_hf._HOME[name]}.{name}"
+        defined = f"{getattr(coin_hf, name).__module__}.{name}"
+        assert {(name, f"api/#{home}"), (name, f"api/#{defined}")} & found
+    # Where a module has the name of its function, the page is to show the function.
+    assert "doc-module" not in (site / "api" / "index.html").read_text(encoding="utf-8")
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         assert command.hidden or (f"coin-hf {name}", f"cli/#coin-hf-{name}") in found
     keys = "".join(
@@ -104,6 +82,23 @@ def lines(text: str) -> Iterator[list[str]]:
                 words = words[end + 1 :]
 
 
+WHOLE: dict[str, Any] = {
+    "experts": [{"model": "me/low", "dataset": "low"}, {"model": "me/high", "dataset": "low"}],
+    "datasets": {"low": {"path": "me/digits"}},
+}
+"""What an excerpt of a recipe is completed by."""
+
+
+def check_overrides(command: str, overrides: list[str]) -> None:
+    """Whatever `-o` changes is a key of what the command reads, and takes that value."""
+    if command == "serve":
+        read_block(ServeSettings, command, None, overrides)
+    elif command == "simulate":
+        read_block(Scenario, command, None, overrides)
+    else:
+        Recipe.from_dict(WHOLE).override(overrides)
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_commands_are_those_of_the_command_line(name: str) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
@@ -112,7 +107,8 @@ def test_commands_are_those_of_the_command_line(name: str) -> None:
             words = ["coin-hf", *words[words.index("coin_hf") + 1 :]]
         if words[0] == "coin-hf":
             command, *arguments = gathered(words[1:])
-            commands[command].make_context(command, arguments)
+            context = commands[command].make_context(command, arguments)
+            check_overrides(command, context.params.get("override") or [])
         for word in words:
             if word.startswith("recipes/"):
                 assert (ROOT / word).exists(), word
@@ -123,12 +119,17 @@ def test_commands_are_those_of_the_command_line(name: str) -> None:
                 assert re.search(rf"^{extra} = \[", known, re.MULTILINE), extra
 
 
+@pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "`coin-hf " in text])
+def test_commands_within_sentences_have_their_options(name: str) -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for span in re.findall(r"`coin-hf ([^`]+)`", TEXTS[name]):
+        command, *words = span.partition("&&")[0].split()
+        options = {each for parameter in commands[command].params for each in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, span
+
+
 @pytest.mark.parametrize("name", [name for name, text in TEXTS.items() if "```yaml" in text])
 def test_recipes_are_recipes(name: str) -> None:
-    whole: dict[str, Any] = {
-        "experts": [{"model": "me/low", "dataset": "low"}, {"model": "me/high", "dataset": "low"}],
-        "datasets": {"low": {"path": "me/digits"}},
-    }
     for block in blocks(TEXTS[name], "yaml"):
         said = yaml.safe_load(block)
         if "urls" in said:
@@ -137,7 +138,7 @@ def test_recipes_are_recipes(name: str) -> None:
         for expert in said.get("experts", ()):
             if "datasets" not in said:  # an excerpt
                 expert["dataset"] = "low"
-        Recipe.from_dict({**whole, **said})
+        Recipe.from_dict({**WHOLE, **said})
 
 
 @pytest.mark.slow
@@ -162,7 +163,6 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
 
 
 PREPARE = """
-import os
 from pathlib import Path
 
 from huggingface_hub import HfApi

@@ -1,5 +1,6 @@
-"""The wheel that is built: what it holds, and the version in one place."""
+"""The wheel that is built: what it holds, and the version; what a release adds."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,8 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+import yaml
+from recipe_scripts import script
 
 import coin_hf
 
@@ -62,3 +65,30 @@ def test_the_version_stands_in_one_place() -> None:
         if f'"{coin_hf.__version__}"' in (ROOT / place).read_text()
     ]
     assert holding == ["__init__.py"]
+
+
+def test_the_citation_and_the_changelog_name_the_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == coin_hf.__version__
+    newest = re.search(
+        r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert newest is not None
+    assert newest[1] in (coin_hf.__version__, "Unreleased")
+
+
+def test_a_releases_readme_links_to_its_repository() -> None:
+    """PyPI shows README alone: nothing in it may be relative, and all must be in the repository."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    with script(ROOT / ".ci" / "absolute_links.py") as module:
+        text = module["absolute"](readme, "https://example.org/me/coin", "v9")
+    links = re.findall(r'\]\(([^)]+)\)|src(?:set)?="([^"]+)"', text)
+    targets = ["".join(parts) for parts in links]
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    own = [target for target in targets if target.startswith("https://example.org/me/coin/")]
+    for target in own:
+        kind, tag, path = target.removeprefix("https://example.org/me/coin/").split("/", 2)
+        assert (kind, tag) == ("raw" if path.endswith(".svg") else "blob", "v9")
+        assert (ROOT / path.partition("#")[0]).is_file()
+    assert "https://arxiv.org/abs/2409.01420" in targets

@@ -180,6 +180,41 @@ def test_what_refining_costs_is_the_committed_result() -> None:
     assert f"On ResNet50 it costs\n[{ratio:.1f} times](benchmarks/index.md)" in page
 
 
+def test_the_sizes_of_installs_are_the_committed_result() -> None:
+    result = read("recipes", "benchmarks", "results", "install_size.json")
+    lines = ["| environment | size | most of it |", "| --- | ---: | --- |"]
+    for name, entry in result["environments"].items():
+        torch = entry["versions"]["torch"].removesuffix("+cpu")
+        most = [f"{package} {size:.1f}" for package, size in list(entry["largest"].items())[:3]]
+        lines.append(
+            f"| torch {torch}, {name.upper()} build | {entry['gigabytes']:.1f} GB "
+            f"| {', '.join(most)} |"
+        )
+    page = (PAGES / "getting-started.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- sizes -->\n(.*?)\n<!-- /sizes -->", page, re.DOTALL)
+    assert shown is not None
+    assert shown[1].splitlines() == lines
+
+
+def test_the_size_of_an_environment_is_that_of_its_files(tmp_path: Path) -> None:
+    packages = tmp_path / "small" / "lib" / "python3.11" / "site-packages"
+    for name, version in (("coin_hf", "0.2.0"), ("torch", "2.0+cpu")):
+        info = packages / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        name = name.replace("_", "-")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (packages / "torch").mkdir()
+    (packages / "torch" / "torch.so").write_bytes(bytes(3_000_000))
+    (packages / "link").symlink_to(packages / "torch" / "torch.so")
+    with script(ROOT / "recipes" / "benchmarks" / "install_size.py") as module:
+        entry = module["measure"](tmp_path / "small")
+        with pytest.raises(SystemExit, match="is no virtual environment"):
+            module["measure"](packages)
+    assert entry["gigabytes"] == entry["largest"]["torch"] == 0.003
+    assert entry["versions"] == {"coin-hf": "0.2.0", "torch": "2.0+cpu"}
+    assert entry["python"] == "3.11"
+
+
 def test_the_readme_stays_short() -> None:
     assert len(README.splitlines()) <= 120
 

@@ -171,6 +171,7 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
 
 
 PREPARE = """
+import os
 from pathlib import Path
 
 from huggingface_hub import HfApi

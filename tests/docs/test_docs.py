@@ -57,6 +57,14 @@ def test_every_public_name_is_found_by_search(site: Path) -> None:
 
 
 @pytest.mark.slow
+def test_examples_of_docstrings_are_shown_as_code(site: Path) -> None:
+    text = (site / "api" / "index.html").read_text(encoding="utf-8")
+    examples = re.findall(r'<details class="example".*?</details>', text, re.DOTALL)
+    assert examples
+    assert all('<div class="highlight">' in each for each in examples)
+
+
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     loaded = re.compile(
         r'<(?:script|img|iframe)[^>]* src="?(https?://[^">\s]+)|@import "?(https?:[^"]+)'
@@ -163,6 +171,7 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
 
 
 PREPARE = """
+import os
 from pathlib import Path
 
 from huggingface_hub import HfApi

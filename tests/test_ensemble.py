@@ -213,7 +213,7 @@ def test_transformers_experts(tmp_path: Path, x: Tensor) -> None:
     made.save_pretrained(tmp_path / "coded")
     names = {path.name for path in (tmp_path / "coded").iterdir()}
     assert names == {
-        "README.md", "coin.json", "config.json", "model.safetensors", "nda.png",
+        "README.md", "coin.json", "config.json", "erasure.svg", "model.safetensors", "nda.png",
         "preprocessor_config.json", "result.json",
     }  # fmt: skip
     read = CodedEnsemble.from_pretrained(tmp_path / "coded", experts=True)

@@ -45,20 +45,21 @@ def mapped(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
     """
     host = {name: value for name, value in tensors.items() if value.device.type == "cpu"}
     size = sum(value.nbytes for value in host.values())
-    room = shutil.disk_usage(tempfile.gettempdir()).free
-    if size > room // 2:
+    try:
+        _check_room(size)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            file = Path(folder) / "tensors"
+            places = _write(file, host)
+            if not file.stat().st_size:
+                return dict(tensors)
+            memory = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+    except OSError as error:
         warnings.warn(
-            f"{what} ({size / 2**30:.1f} GiB) stay in memory, as {tempfile.gettempdir()} has only "
-            f"{room / 2**30:.1f} GiB of room: set TMPDIR to a larger disk",
+            f"{what} ({size / 2**30:.1f} GiB) stay in memory, as {tempfile.gettempdir()} does not "
+            f"take them ({error}): set TMPDIR to a larger disk",
             stacklevel=3,
         )
         return dict(tensors)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file = Path(folder) / "tensors"
-        places = _write(file, host)
-        if not file.stat().st_size:
-            return dict(tensors)
-        memory = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
     # The mapping outlives the name. Each tensor has a storage of its own, as parameters have.
     return {
         name: value
@@ -68,6 +69,13 @@ def mapped(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         )
         for name, value in tensors.items()
     }
+
+
+def _check_room(size: int) -> None:
+    """Refuse to fill more than half of what a disk has left."""
+    room = shutil.disk_usage(tempfile.gettempdir()).free
+    if size > room // 2:
+        raise OSError(f"only {room / 2**30:.1f} GiB of room")
 
 
 def _write(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, int]:

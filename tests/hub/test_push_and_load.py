@@ -752,23 +752,3 @@ def test_a_coded_model_loads_again_offline(
     assert offline["experts"] == [published["me/low"], published["me/high"]]
     for case in ("never seen", "no revision", "no commit"):
         assert "is not in the local cache and HF_HUB_OFFLINE is set" in offline[case]
-
-
-# -- the README ------------------------------------------------------------------------------
-
-
-def test_the_readmes_code_runs_as_written(
-    hub: Hub, encoded: subprocess.CompletedProcess[str], tmp_path: Path
-) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    image = digits(slice(0, 1))[0]["image"]
-    image.save(tmp_path / "digit.png")
-    script = f"os.chdir(said)\n{code.replace('me/coded', 'me/from-readme')}\n"
-    script += "report = [list(each.shape) for each in logits]"
-    env = environment(hub.endpoint, tmp_path / "home", WRITER)
-    assert python(script, str(tmp_path), env) == [[1, 10], [1, 10]]
-    assert (
-        "coin.json"
-        in hub.repo("me/from-readme").commits[hub.repo("me/from-readme").branches["main"]]
-    )
